@@ -1,0 +1,145 @@
+"""A folder of small files, written whole or not at all.
+
+The files go into `.NAME.partial` beside the target, are flushed to the disk and then renamed into place. A folder that is
+replaced steps aside as `.NAME.replaced` first and is deleted last. Of these three names only `.NAME.partial` may ever be
+half a folder, so whenever the work stops, even by `kill -9`, there is a whole folder to read: under its name or, where
+the work stopped between the two renames, as `.NAME.replaced`. `read` looks there by itself, and the next `write` tidies
+up.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two writers of one folder are then the caller's business
+    fcntl = None
+
+# A folder may be replaced while it is read; it is read again this often before that counts as an error.
+_ATTEMPTS = 5
+
+
+def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
+    """Write a folder. Of several writers that share a parent folder, one writes and the others wait.
+
+    Args:
+        target: the folder; parents are made as needed. A symbolic link is followed.
+        files: contents by file name.
+        replace: whether a folder that stands there is replaced. An empty one always is.
+
+    Raises:
+        OSError: it could not be written, or stands there already. What stood there before is whole, as it is after
+            Ctrl-C, unless that came after the second rename: then the new folder is.
+    """
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.parent):
+        try:
+            _settle(target)
+            _fill(_partial(target), files)
+            if replace and target.exists():
+                os.rename(target, _replaced(target))
+            os.rename(_partial(target), target)
+            with suppress(OSError):  # it is written; only a power cut could still undo it
+                _flush_folder(target.parent)
+        finally:
+            try:
+                _settle(target)
+            except BaseException:  # Ctrl-C while tidying up
+                _settle(target)
+                raise
+
+
+def standing(target: Path) -> Path | None:
+    """Where the folder is: under its name, set aside by a writer that was killed, or nowhere (None)."""
+    target = target.resolve()
+    return next((place for place in (target, _replaced(target)) if place.exists()), None)
+
+
+def read(target: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The contents of a folder's files, all of one writing; a file that is not there is left out.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: it is not a folder, cannot be read, or is being replaced faster than it can be read.
+    """
+    for _ in range(_ATTEMPTS):
+        folder = standing(target)
+        if folder is None:
+            continue  # between a writer's two renames, unless it stays so
+        with suppress(FileNotFoundError):
+            before = _identity(folder)
+            files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+            if _identity(folder) == before:
+                return files
+    if standing(target) is None:
+        raise FileNotFoundError(f"no such folder: {target}")
+    raise OSError(f"{target} is being written again and again")
+
+
+def _identity(folder: Path) -> tuple[int, int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _replaced(target: Path) -> Path:
+    return target.with_name(f".{target.name}.replaced")
+
+
+def _settle(target: Path) -> None:
+    """From wherever a writer stopped, to one of its two ends: the new folder in place, or the old one back."""
+    partial, replaced = _partial(target), _replaced(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    if not replaced.exists():
+        return
+    if not target.exists():
+        os.rename(replaced, target)
+        return
+    # Deleted under the name that may be half a folder. If that fails the work is done all the same.
+    with suppress(OSError):
+        os.rename(replaced, partial)
+        shutil.rmtree(partial)
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    os.mkdir(folder)
+    for name, content in files.items():
+        with open(folder / name, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if fcntl is None:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one writer at a time; the lock goes with the process that holds it, and leaves no file."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a network file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

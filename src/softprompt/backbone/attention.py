@@ -1,0 +1,184 @@
+"""The one attention function: any transformers architecture reads a `Context` before its own tokens.
+
+transformers routes attention through a registry and hands unknown keywords of `forward` down to it. `attend` is
+registered once per base implementation; it puts a context's keys and values in front, widens the mask and calls the
+implementation that was there before. Without the keyword `softprompt` it *is* that implementation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from softprompt.backbone.context import Context, Stretch
+from softprompt.errors import SourceError
+
+KEYWORD = "softprompt"
+_MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
+_PREFIX = "softprompt_"
+
+
+@dataclass
+class Record:
+    """What a forward pass left at each site.
+
+    Attributes:
+        keys: `[B, H, T, E]` of the pass's own tokens, by site; values likewise.
+        windows: the sliding window the site was called with, or None.
+        calls: how many times attention was called, all sites together.
+    """
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    calls: int = 0
+
+    def add(self, site: int, key: Tensor, value: Tensor, window: int | None) -> None:
+        self.keys[site], self.values[site], self.windows[site] = key, value, window
+        self.calls += 1
+
+    def stretches(self, mask: Tensor) -> list[Stretch]:
+        """One `Stretch` per row, padding left out.
+
+        Args:
+            mask: `[B, T]` bool, True for real tokens, which stand in one run.
+        """
+        first = mask.int().argmax(dim=1).tolist()
+        length = mask.sum(dim=1).tolist()
+        sites = sorted(self.keys)
+
+        def row(tensors: dict[int, Tensor], b: int) -> tuple[Tensor, ...]:
+            return tuple(tensors[s][b, :, first[b] : first[b] + length[b]].transpose(0, 1) for s in sites)
+
+        return [Stretch(row(self.keys, b), row(self.values, b)) for b in range(mask.shape[0])]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one forward pass reads besides its own tokens, and what it leaves behind.
+
+    Attributes:
+        sites: the site index of each attention module, by identity.
+        positions: `[B, T]` int64, the position of each query in the whole sequence, context included.
+        context: keys and values in front, or None.
+        rows: `[B]` int64, the entry each row reads; None where all read the only one, or row b reads entry b.
+        record: filled with the keys and values of this pass's own tokens.
+    """
+
+    sites: Mapping[int, int]
+    positions: Tensor
+    context: Context | None = None
+    rows: Tensor | None = None
+    record: Record | None = None
+    _masks: dict[Any, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def before(self, site: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, H, P, E]` that stand before each row at `site`."""
+        assert self.context is not None
+        return self._per_row(self.context.keys[site], batch), self._per_row(self.context.values[site], batch)
+
+    def _per_row(self, table: Tensor, batch: int) -> Tensor:
+        if self.rows is not None:
+            return table.index_select(0, self.rows)
+        return table.expand(batch, *table.shape[1:])
+
+    def widen(self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor | None:
+        """The mask over context and own keys, `[B, 1 or heads, T, P + S]`.
+
+        Args:
+            mask: what the model made for its own S keys: bool (True attends), additive float, or None.
+            query: `[B, heads, T, E]`.
+            key: `[B, H, S, E]`, own keys only.
+            causal: what None means for T > 1: query t sees keys 0..t, or everything.
+            window: a key is forgotten from this distance on; None for never.
+        """
+        slot = (id(mask), key.shape[2], causal, window)
+        if slot not in self._masks:
+            self._masks[slot] = self._widen(mask, query, key, causal, window)
+        return self._masks[slot]
+
+    def _widen(
+        self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None
+    ) -> Tensor | None:
+        assert self.context is not None
+        batch, length, own = query.shape[0], query.shape[2], key.shape[2]
+        lengths = self._per_row(self.context.lengths, batch)
+        column = torch.arange(self.context.width, device=query.device)
+        seen = (column < lengths[:, None])[:, None, :]
+        if window is not None:
+            seen = seen & (self.positions[:, :, None] - column < window)
+        if mask is None:
+            if (length == 1 or not causal) and bool(seen.all()):
+                return None
+            mask = torch.ones(length, own, dtype=torch.bool, device=query.device)
+            if causal and length > 1:
+                mask = mask.tril()
+            mask = mask[None, None]
+        seen = seen[:, None].expand(batch, mask.shape[1], length, -1)
+        if mask.dtype != torch.bool:
+            low = torch.finfo(mask.dtype).min
+            seen = torch.zeros(seen.shape, dtype=mask.dtype, device=seen.device).masked_fill(~seen, low)
+        return torch.cat([seen, mask.expand(batch, -1, length, -1)], dim=-1)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *args: Any,
+    softprompt: Reading | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over a context's keys and values and the row's own; see `Reading`."""
+    base = _implementation(module)
+    if softprompt is None:
+        return base(module, query, key, value, attention_mask, *args, **kwargs)
+    site, window = softprompt.sites[id(module)], kwargs.get("sliding_window")
+    if softprompt.record is not None:
+        softprompt.record.add(site, key, value, window)
+    if softprompt.context is not None:
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        attention_mask = softprompt.widen(attention_mask, query, key, causal, window)
+        keys, values = softprompt.before(site, key.shape[0])
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+    return base(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _implementation(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    name = str(getattr(module, "config")._attn_implementation).removeprefix(_PREFIX)  # noqa: B009
+    # "eager" is not in the registry: each modeling file has its own.
+    default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return AttentionInterface().get_interface(name, default)  # type: ignore[arg-type]
+
+
+def route(model: PreTrainedModel) -> None:
+    """Send the model's attention through `attend`. Changes nothing it computes.
+
+    Raises:
+        SourceError: the model's implementation is neither sdpa nor eager.
+    """
+    name = str(model.config._attn_implementation)
+    if name.startswith(_PREFIX):
+        return
+    if name not in _MASKS:
+        raise SourceError(
+            f"attention implementation {name!r} is not supported",
+            where=type(model).__name__,
+            instead="Load the model with attn_implementation='sdpa' or 'eager'.",
+        )
+    model.set_attn_implementation(_PREFIX + name)
+
+
+for _name, _mask in _MASKS.items():
+    AttentionInterface.register(_PREFIX + _name, attend)
+    AttentionMaskInterface.register(_PREFIX + _name, _mask)

@@ -1,0 +1,277 @@
+"""The frozen model and its tokenizer: load, freeze, embed, run, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from softprompt.backbone import sources
+from softprompt.backbone.attention import KEYWORD, Reading, Record, route
+from softprompt.backbone.context import Context, Stretch
+from softprompt.backbone.sites import probe
+from softprompt.errors import SettingsError, SourceError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Backbone:
+    """A frozen causal language model.
+
+    Taking a model in freezes it, puts it in eval mode (its dropout would make kept keys and values wrong) and routes
+    its attention through `attend`. Nothing that is called on a backbone afterwards changes the model.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: its tokenizer.
+        name: as given to `load`.
+        sites: where it attends, in calling order.
+        lowers: whether what stands in front may be read as keys and values instead of being computed in every row.
+            Checked on random input when the model is taken in, never assumed.
+        fingerprint: identifies the weights, whatever dtype they were loaded in (float16 excepted).
+        tokenizer_fingerprint: identifies the tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str = "",
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise SourceError(
+                "encoder-decoder models are not supported yet",
+                where=type(model).__name__,
+                instead="Use a decoder (a causal language model).",
+            )
+        self.model, self.tokenizer, self.name = model, tokenizer, name or model.config.name_or_path
+        model.requires_grad_(False)
+        model.eval()
+        self._table = _input_embeddings(model)
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        route(model)
+        if gradient_checkpointing:
+            _checkpoint(model)
+        self.sites, self._site_of = probe(model)
+        self.fingerprint = _fingerprint(model)
+        self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
+        self.lowers = self._lowers()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "float32",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Load a decoder from a folder, an installed weight package (`smollm2`) or the Hub (`owner/name`).
+
+        Args:
+            name: folder, short name of a weight package, or Hub id (`owner/name`, `owner/name@revision`).
+            dtype: "float32", "bfloat16" (faster, answers differ in near-ties) or "float16".
+            device: "cpu", "cuda", ...; by default a GPU where there is one.
+            gradient_checkpointing: recompute layers in the backward pass instead of keeping them.
+
+        Raises:
+            SourceError: nothing is found under that name, or it is not a causal language model.
+            SettingsError: unknown dtype.
+        """
+        if dtype not in DTYPES:
+            raise SettingsError(f"dtype {dtype!r} is unknown", instead=f"Use one of {', '.join(DTYPES)}.")
+        source = sources.resolve(name)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=DTYPES[dtype], revision=source.revision)
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=source.revision)
+        except (OSError, ValueError, KeyError) as cause:
+            raise SourceError(
+                f"cannot be loaded as a causal language model: {cause}",
+                where=name,
+                instead="Use a decoder such as smollm2, or a folder written by save_pretrained.",
+            ) from cause
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(model, tokenizer, name, gradient_checkpointing=gradient_checkpointing)
+
+    @property
+    def device(self) -> torch.device:
+        return self._table.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._table.weight.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of an input embedding."""
+        return self._table.weight.shape[1]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embedding table, `[V, D]`."""
+        return self._table.weight
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions a sequence may have; None where the model sets no bound."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids: `[...]` int64 -> `[..., D]`, scaled as the model scales them."""
+        return self._table(ids)
+
+    def read(
+        self, inputs_embeds: Tensor, mask: Tensor, context: Context | None = None, rows: Tensor | None = None
+    ) -> list[Stretch]:
+        """Run rows only for the keys and values they leave behind; one `Stretch` per row, padding left out.
+
+        Args:
+            inputs_embeds: `[B, T, D]`.
+            mask: `[B, T]` bool, True for real tokens.
+            context: what stands before the rows.
+            rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
+        """
+        record = Record()
+        self.step(record=record, headless=True, **self._arguments(inputs_embeds, mask, context, rows))
+        return record.stretches(mask)
+
+    def logits(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor,
+        context: Context | None = None,
+        rows: Tensor | None = None,
+        *,
+        keep: int,
+    ) -> Tensor:
+        """Next-token logits `[B, keep, V]` of the last `keep` positions; no other position goes through the LM head.
+
+        Arguments as in `read`.
+        """
+        outputs = self.step(logits_to_keep=keep, **self._arguments(inputs_embeds, mask, context, rows))
+        return outputs.logits
+
+    def _arguments(
+        self, inputs_embeds: Tensor, mask: Tensor, context: Context | None, rows: Tensor | None
+    ) -> dict[str, Any]:
+        return {
+            "inputs_embeds": inputs_embeds.to(self.dtype),
+            "attention_mask": mask.long(),
+            "positions": offset_positions(mask, context, rows),
+            "context": context,
+            "rows": rows,
+            "use_cache": False,
+        }
+
+    def step(
+        self,
+        *,
+        positions: Tensor,
+        context: Context | None,
+        rows: Tensor | None = None,
+        record: Record | None = None,
+        headless: bool = False,
+        **inputs: Any,
+    ) -> Any:
+        """The model's own `forward` over the rest of its arguments, with `context` before the rows.
+
+        Args:
+            positions: `[B, T]` int64, position of each token in the whole sequence, context included.
+            context, rows: as in `read`.
+            record: filled with the keys and values of these tokens.
+            headless: stop before the LM head.
+        """
+        if self._takes_positions:
+            inputs["position_ids"] = positions
+        if context is not None or record is not None:
+            inputs[KEYWORD] = Reading(self._site_of, positions, context, rows, record)
+        return (self.model.base_model if headless else self.model)(**inputs)
+
+    @torch.no_grad()
+    def _lowers(self) -> bool:
+        """Does reading a context equal having it in the sequence? Tried on a few tokens."""
+        if not self.sites or _shifts_with_length(self.model, self.sites):
+            return False
+        ids = torch.randint(self.embeddings.shape[0], (1, 9), generator=torch.Generator().manual_seed(0))
+        inputs = self.embed(ids.to(self.device))
+        mask = torch.ones(1, 9, dtype=torch.bool, device=self.device)
+        whole = self.logits(inputs, mask, keep=4).float()
+        context = Context.of([self.read(inputs[:, :5], mask[:, :5])])
+        lowered = self.logits(inputs[:, 5:], mask[:, 5:], context, keep=4).float()
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        return bool((whole - lowered).abs().max() <= tolerance * whole.std().clamp_min(1e-6))
+
+
+def offset_positions(mask: Tensor, context: Context | None, rows: Tensor | None) -> Tensor:
+    """Position of each token in its whole sequence, `[B, T]` int64; padding is given its neighbour's.
+
+    Args:
+        mask: `[B, T]` bool, True for real tokens.
+        context: what stands before the rows, `rows` the entry each reads.
+    """
+    return (mask.long().cumsum(dim=1) - 1).clamp_min(0) + context_lengths(context, rows)
+
+
+def context_lengths(context: Context | None, rows: Tensor | None) -> Tensor | int:
+    """How many positions stand before each row: `[B, 1]` int64, `[1, 1]` where all have one entry, 0 where none."""
+    if context is None:
+        return 0
+    return (context.lengths if rows is None else context.lengths.index_select(0, rows))[:, None]
+
+
+def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:
+    table = model.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise SourceError(f"input embeddings are a {type(table).__name__}, not a table", where=type(model).__name__)
+    return table
+
+
+def _checkpoint(model: PreTrainedModel) -> None:
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers checkpoints a layer only in training mode. The flag is set on the layer alone, so that the dropout
+    # inside it stays off.
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
+def _shifts_with_length(model: PreTrainedModel, sites: Sequence[Any]) -> bool:
+    """Do keys depend on how long the sequence becomes, or on where a chunk begins?"""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    ropes = [rope, *(r for r in rope.values() if isinstance(r, dict))]
+    if any(r.get("rope_type") in ("dynamic", "longrope") for r in ropes) or "chunked_attention" in kinds:
+        return True
+    # A window that is not handed to attention cannot be applied to the context.
+    return "sliding_attention" in kinds and all(site.window is None for site in sites)
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Names, shapes and a sample of every parameter, rounded to bfloat16 so that fp32 and bf16 loads agree."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        step = max(1, flat.numel() // 256)
+        sample = flat[::step][:256].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
+    return digest.hexdigest()[:32]
+
+
+def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content = dict(sorted(tokenizer.get_vocab().items()))
+    else:
+        # Truncation and padding are settings of a call, not of the tokenizer.
+        content = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,76 @@
+"""How a prompt is trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from softprompt.errors import SettingsError
+from softprompt.run.forward import BUDGET
+
+Loss = Literal["labels", "vocabulary"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one training run.
+
+    Attributes:
+        steps: optimizer updates.
+        batch_size: rows per update.
+        learning_rate: of AdamW; None for the method's own.
+        schedule: "linear" (down to zero), "cosine" or "constant".
+        warmup: share of the steps over which the learning rate rises from zero.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are clipped to this norm.
+        seed: of the init and of the order of the rows.
+        eval_every: steps between evaluations; None for three in all. The best evaluation's prompt is kept.
+        eval_batch_size: rows per evaluation batch.
+        loss: "labels" (among the label words alone) or "vocabulary" (as in the papers, and always for generation).
+        cache_bytes: how much may be taken for the keys and values of texts that are read once; what does not fit is
+            read again at every step.
+
+    Raises:
+        SettingsError: a value is out of range; the message names it.
+    """
+
+    steps: int = 150
+    batch_size: int = 16
+    learning_rate: float | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    eval_every: int | None = None
+    eval_batch_size: int = 32
+    loss: Loss = "labels"
+    cache_bytes: int = BUDGET
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_batch_size", "eval_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
+        for name in ("learning_rate", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingsError(f"{name} is {value}", where=name, instead="Give a positive number.")
+        for name in ("weight_decay", "seed", "cache_bytes"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name} is {getattr(self, name)}", where=name, instead="Give 0 or more.")
+        if not 0 <= self.warmup < 1:
+            raise SettingsError(f"warmup is {self.warmup}", where="warmup", instead="Give a share from 0 to 1.")
+        for name, known in (("schedule", ("linear", "cosine", "constant")), ("loss", ("labels", "vocabulary"))):
+            if getattr(self, name) not in known:
+                raise SettingsError(
+                    f"{name} {getattr(self, name)!r} is unknown", where=name, instead=f"Use one of {', '.join(known)}."
+                )
+
+    def facts(self) -> dict[str, Any]:
+        """The settings by name, as JSON can hold them."""
+        return asdict(self)
+
+    @classmethod
+    def known(cls) -> tuple[str, ...]:
+        return tuple(f.name for f in fields(cls))

@@ -1,0 +1,92 @@
+"""Where virtual tokens start: random, sampled vocabulary, a text's words, the label words (Lester et al. 2021, 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import SettingsError
+from softprompt.prompts.method import Vocabulary
+
+Init = Literal["random", "vocabulary", "text", "labels"]
+
+# The paper samples among the 5,000 most common tokens. Byte-pair and unigram vocabularies are numbered by frequency,
+# so the first 5,000 ordinary ids stand for them.
+COMMON = 5000
+
+
+def random(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+    """Uniform in [-0.5, 0.5], as the paper has it (its code draws from [0, 0.5)). `[P, D]`"""
+    return torch.rand(tokens, vocabulary.width, generator=generator) - 0.5
+
+
+def sampled_vocabulary(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+    """Embeddings of common tokens, without replacement while there are enough of them. `[P, D]`"""
+    common = [i for i in range(vocabulary.size) if i not in vocabulary.special][:COMMON]
+    if tokens <= len(common):
+        chosen = torch.randperm(len(common), generator=generator)[:tokens]
+    else:
+        chosen = torch.randint(len(common), (tokens,), generator=generator)
+    return vocabulary.embed(torch.tensor(common)[chosen])
+
+
+def text(content: str, tokens: int, vocabulary: Vocabulary) -> Tensor:
+    """Embeddings of a text's tokens, repeated from its beginning or cut to P of them. `[P, D]`
+
+    Raises:
+        SettingsError: the text has no token.
+    """
+    ids = vocabulary.encode(content)
+    if not ids:
+        raise SettingsError("the init text is empty", where="text", instead="Give some words, or init='vocabulary'.")
+    repeated = (ids * (tokens // len(ids) + 1))[:tokens]
+    return vocabulary.embed(torch.tensor(repeated))
+
+
+def class_labels(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+    """Each label word's mean embedding at one position, sampled vocabulary at the rest. `[P, D]`
+
+    Raises:
+        SettingsError: the task has no labels.
+    """
+    if not vocabulary.labels:
+        raise SettingsError(
+            "init='labels' needs a task with labels",
+            where="init",
+            instead="Use init='vocabulary' or init='text' for generation.",
+        )
+    means = [vocabulary.embed(torch.tensor(word)).mean(dim=0) for word in vocabulary.labels[:tokens]]
+    rest = sampled_vocabulary(tokens, vocabulary, generator)[len(means) :]
+    return torch.cat([torch.stack(means), rest])
+
+
+def initialize(
+    init: Init, tokens: int, vocabulary: Vocabulary, generator: torch.Generator, content: str | None = None
+) -> Tensor:
+    """P starting vectors, `[P, D]` float32. `content` is the text for init="text"."""
+    starts: dict[Init, Callable[[], Tensor]] = {
+        "random": lambda: random(tokens, vocabulary, generator),
+        "vocabulary": lambda: sampled_vocabulary(tokens, vocabulary, generator),
+        "text": lambda: text(content or "", tokens, vocabulary),
+        "labels": lambda: class_labels(tokens, vocabulary, generator),
+    }
+    return starts[init]().detach().float().clone()
+
+
+def check_init(init: str, content: str | None) -> None:
+    """
+    Raises:
+        SettingsError: no such init, or a text that does not go with it.
+    """
+    known = Init.__args__  # type: ignore[attr-defined]
+    if init not in known:
+        raise SettingsError(f"init {init!r} is unknown", where="init", instead=f"Use one of {', '.join(known)}.")
+    if (init == "text") != (content is not None):
+        raise SettingsError(
+            "init='text' needs a text" if init == "text" else f"a text is given, but init is {init!r}",
+            where="text",
+            instead="Give both init='text' and text='...', or neither.",
+        )

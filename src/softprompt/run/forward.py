@@ -1,0 +1,157 @@
+"""The only place where prompt and text meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from softprompt.backbone.backbone import Backbone
+from softprompt.backbone.context import Context, Stretch
+from softprompt.prompts.prompt import VirtualTokens
+from softprompt.run.plan import Plan, Tokens, plan
+from softprompt.run.reader import Reader
+from softprompt.text.batch import Batch
+from softprompt.text.examples import Example
+
+# Kept texts may take this much unless told otherwise.
+BUDGET = 4 * 1024**3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch as the model takes it.
+
+    Attributes:
+        inputs_embeds: `[B, T, D]`, what is computed for each row; gradients reach the prompts through it.
+        mask: `[B, T]` bool.
+        targets: `[B, S]` int64; see `Batch`.
+        context: what stands before the rows, or None.
+        rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
+    """
+
+    inputs_embeds: Tensor
+    mask: Tensor
+    targets: Tensor
+    context: Context | None
+    rows: Tensor | None
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What fills the slots of some rows.
+
+    Attributes:
+        values: the prompt.
+        compiled: keys and values of what stands in front of every row, by its tokens. None while the values are being
+            trained: nothing may then be kept from one step to the next.
+    """
+
+    values: VirtualTokens
+    compiled: dict[tuple[Tokens, Tokens], Stretch] | None = field(default=None, compare=False)
+
+
+class Forward:
+    """Carries examples and prompts through the backbone, computing each token as rarely as its place allows.
+
+    Attributes:
+        share: whether anything is shared between rows; False where the backbone cannot read a context.
+        reader: the texts it has read.
+    """
+
+    def __init__(self, backbone: Backbone, *, budget: int = BUDGET, share: bool = True) -> None:
+        self.backbone = backbone
+        self.share = share and backbone.lowers
+        self.reader = Reader(backbone, budget)
+
+    def plan(self, example: Example) -> Plan:
+        return plan(example, share=self.share)
+
+    def prepare(
+        self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
+    ) -> Prepared:
+        """Compute what stands before the rows, and lay the rest out.
+
+        Args:
+            examples: B rows, of any mixture of templates.
+            fillings: K prompts.
+            which: for each row its prompt's index; None where there is one.
+        """
+        which = which if which is not None else [0] * len(examples)
+        plans = [self.plan(e) for e in examples]
+        context, rows = self._before(plans, fillings, which)
+        batch = Batch.of([p.row for p in plans], [e.target for e in examples]).to(self.backbone.device)
+        inputs = self._embed(batch, fillings, which)
+        return Prepared(inputs, batch.mask, batch.targets, context, rows)
+
+    def __call__(
+        self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[B, S, V]` at the answers' positions, and the answers `[B, S]`; arguments as in `prepare`."""
+        p = self.prepare(examples, fillings, which)
+        keep = p.targets.shape[1]
+        return self.backbone.logits(p.inputs_embeds, p.mask, p.context, p.rows, keep=keep), p.targets
+
+    def _before(
+        self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
+    ) -> tuple[Context | None, Tensor | None]:
+        texts = iter(self.reader.texts([p for p in plans if p.text]))
+        shared = self._shared(plans, fillings, which)
+        entries: dict[tuple[object, ...], list[Stretch]] = {}
+        keys = []
+        for p, k in zip(plans, which, strict=True):
+            parts = [self.reader.head(p.head)] if p.head else []
+            if p.text:
+                parts.append(next(texts))
+            elif p.shared:
+                parts.append(shared[k, p.head, p.shared])
+            # A text does not depend on the prompt: rows of several tasks about one text read one entry.
+            keys.append((k, p.head, p.shared) if p.shared else (p.head, p.text))
+            entries.setdefault(keys[-1], parts)
+        number = {key: i for i, key in enumerate(entries)}
+        rows = [number[key] for key in keys]
+        context = Context.of(list(entries.values()))
+        if context is None or context.size == 1 or rows == list(range(context.size)):
+            return context, None
+        return context, torch.tensor(rows, device=self.backbone.device)
+
+    def _shared(
+        self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
+    ) -> dict[tuple[int, Tokens, Tokens], Stretch]:
+        """Keys and values of what is learned and stands in front, once for each prompt, all of them in one pass."""
+        needed = dict.fromkeys((k, p.head, p.shared) for p, k in zip(plans, which, strict=True) if p.shared)
+        found: dict[tuple[int, Tokens, Tokens], Stretch] = {}
+        missing = []
+        for key in needed:
+            compiled = fillings[key[0]].compiled
+            if compiled is not None and key[1:] in compiled:
+                found[key] = compiled[key[1:]]
+            else:
+                missing.append(key)
+        if not missing:
+            return found
+        batch = Batch.of([shared for _, _, shared in missing]).to(self.backbone.device)
+        inputs = self._embed(batch, fillings, [k for k, _, _ in missing])
+        heads = Context.of([[self.reader.head(head)] if head else [] for _, head, _ in missing])
+        for key, stretch in zip(missing, self.backbone.read(inputs, batch.mask, heads), strict=True):
+            found[key] = stretch
+            compiled = fillings[key[0]].compiled
+            if compiled is not None:
+                compiled[key[1:]] = stretch
+        return found
+
+    def _embed(self, batch: Batch, fillings: Sequence[Filling], which: Sequence[int]) -> Tensor:
+        """Input embeddings `[B, T, D]`: words from the model's table, virtual tokens from each row's prompt."""
+        words = self.backbone.embed(batch.ids.clamp_min(0))
+        virtual = batch.ids < 0
+        if not bool(virtual.any()):
+            return words
+        starts = [0]
+        for filling in fillings:
+            starts.append(starts[-1] + filling.values.tokens)
+        prompts = torch.cat([f.values.embeddings for f in fillings]).to(words.device, words.dtype)
+        first = torch.tensor([starts[k] for k in which], device=words.device)
+        index = first[:, None] + (-1 - batch.ids).clamp_min(0)
+        return words.masked_scatter(virtual[..., None], prompts[index[virtual]])

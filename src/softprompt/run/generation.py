@@ -1,0 +1,110 @@
+"""Text generation with prompts: transformers' own `generate`, with a context before every row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from softprompt.backbone.backbone import Backbone, context_lengths, offset_positions
+from softprompt.backbone.context import Context
+
+
+class PromptedModel(nn.Module, GenerationMixin):
+    """A backbone that reads an entry of a context before each row. `generate` works as on the model itself.
+
+    The context is not in the model's cache, so whatever `generate` does with its cache goes on working: static caches,
+    beams, `use_cache=False`. `prompt_ids` is a plain tensor, which `generate` repeats for beams by itself.
+
+    Args:
+        backbone: the frozen model; nothing on it is changed.
+        context: what stands before the rows, or None.
+    """
+
+    main_input_name = "input_ids"
+    _is_stateful = False
+
+    def __init__(self, backbone: Backbone, context: Context | None) -> None:
+        super().__init__()
+        # Not registered as a submodule: the backbone is shared, and is no part of this one's state.
+        self.__dict__["backbone"] = backbone
+        self.context = context
+        self.config = backbone.model.config
+        self.generation_config = GenerationConfig.from_dict(backbone.model.generation_config.to_dict())
+
+    backbone: Backbone
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else `generate` asks of a model (device, dtype, embeddings, ...), the backbone's model answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.backbone.model, name)
+
+    @property
+    def _can_compile_fullgraph(self) -> bool:
+        # A static cache works; compiling the step by itself behind the caller's back is not attempted.
+        return False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One step over `[B, T]` tokens.
+
+        Args:
+            input_ids: `[B, T]` int64, or
+            inputs_embeds: `[B, T, D]`.
+            attention_mask: `[B, S]`, 1 for real tokens, S those of the cache included and the context not; or what
+                the model takes for a static cache.
+            position_ids: `[B, T]` int64 in the whole sequence, context included; counted from the mask if not given.
+            prompt_ids: `[B]` int64, the entry of the context before each row; None where there is one, or one per row.
+            past_key_values: the model's cache.
+            use_cache: whether to keep one.
+            logits_to_keep: logits of the last so many positions alone; 0 for all.
+        """
+        tokens = input_ids if input_ids is not None else inputs_embeds
+        assert tokens is not None, "input_ids or inputs_embeds"
+        if position_ids is None:
+            if attention_mask is None:
+                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            position_ids = offset_positions(attention_mask.bool(), self.context, prompt_ids)[:, -tokens.shape[1] :]
+        return self.backbone.step(
+            positions=position_ids,
+            context=self.context,
+            rows=prompt_ids,
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As transformers does it, with positions that count the context."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+        )
+        inputs["position_ids"] = inputs["position_ids"] + context_lengths(self.context, prompt_ids)
+        inputs["prompt_ids"] = prompt_ids
+        return inputs

@@ -1,0 +1,179 @@
+"""Rows become examples: one sequence of token ids each, with a place for every virtual token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from softprompt.errors import DataError, LengthError
+from softprompt.text.task import Task
+from softprompt.text.template import Anchor, Field, Slot, Target
+from softprompt.text.tokens import PieceTokenizer
+from softprompt.text.verbalizer import Verbalizer
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as tokens.
+
+    Attributes:
+        tokens: everything before the target. A token id, or `-1 - v` for virtual token v of the row's prompt.
+        field_at: where the first token that depends on the row stands; `len(tokens)` if none does.
+        target: the answer's token ids; empty where the row has no answer.
+        label: the answer's position among the labels; None for generation or without an answer.
+        cut: how many field tokens were cut away.
+    """
+
+    tokens: tuple[int, ...]
+    field_at: int
+    target: tuple[int, ...] = ()
+    label: int | None = None
+    cut: int = 0
+
+
+class ExampleMaker:
+    """Makes examples of one task for one tokenizer.
+
+    Attributes:
+        virtual: P, virtual tokens of the whole template.
+        limit: the most tokens an example may have, its target included; None for no bound.
+        verbalizer: the label words; None for generation.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> None:
+        """
+        Args:
+            task: its template's slots all have their lengths.
+            positions: how many positions the model has.
+
+        Raises:
+            LengthError: slots, anchors and the longest label word alone are too long.
+        """
+        self.task = task
+        self._tokenizer = PieceTokenizer(tokenizer)
+        self.verbalizer = Verbalizer(task, self._tokenizer) if task.classifies else None
+        bounds = [b for b in (task.max_length, positions) if b is not None]
+        self.limit = min(bounds) if bounds else None
+        self._pieces = self._fixed_pieces()
+        self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
+        answer = max((len(w) for w in self.verbalizer.words), default=1) if self.verbalizer else 1
+        self._check_limit(sum(len(p) for p in self._pieces if isinstance(p, tuple)), answer, None)
+
+    def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
+        """The template with anchors and slots as tokens, and the fields still open."""
+        pieces: list[tuple[int, ...] | Field] = [self._tokenizer.start]
+        virtual = 0
+        for segment in self.task.template.segments:
+            if isinstance(segment, Slot):
+                assert segment.tokens is not None, "slots are given their lengths first"
+                pieces.append(tuple(-1 - v for v in range(virtual, virtual + segment.tokens)))
+                virtual += segment.tokens
+            elif isinstance(segment, Anchor):
+                pieces.append(tuple(self._tokenizer.encode(segment.text)))
+            elif isinstance(segment, Field):
+                pieces.append(segment)
+        return pieces
+
+    def __call__(self, row: Mapping[str, Any], *, answered: bool = True, where: str | None = None) -> Example:
+        """Make one example.
+
+        Args:
+            row: the fields' values.
+            answered: whether the row must hold its answer.
+            where: how an error names the row.
+
+        Raises:
+            DataError: a field or the answer is missing or no text.
+            LabelError: the answer is none of the labels.
+            LengthError: the row cannot fit even with its fields cut to nothing.
+        """
+        where = where or getattr(row, "where", None)
+        target, label = self._answer(row, where) if answered else ((), None)
+        room = None
+        if self.limit is not None:
+            fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
+            self._check_limit(fixed, len(target) or 1, where)
+            room = self.limit - fixed - (len(target) or 1)
+        fields = [
+            self._tokenizer.encode_data(p.blank + _text(row, p.name, where)) for p in self._pieces if isinstance(p, Field)
+        ]
+        sizes = _shares([len(f) for f in fields], room)
+        kept = iter([f[:n] for f, n in zip(fields, sizes, strict=True)])
+        tokens: list[int] = []
+        field_at: int | None = None
+        for piece in self._pieces:
+            if isinstance(piece, Field) and field_at is None:
+                field_at = len(tokens)
+            tokens.extend(next(kept) if isinstance(piece, Field) else piece)
+        if not tokens:
+            raise DataError("the row is empty and so is the template", where=where)
+        cut = sum(len(f) for f in fields) - sum(sizes)
+        return Example(tuple(tokens), len(tokens) if field_at is None else field_at, target, label, cut)
+
+    def all(self, rows: Iterable[Mapping[str, Any]], *, answered: bool = True) -> list[Example]:
+        """Make an example of every row; an error names the row by its origin or its number (from 1).
+
+        Raises:
+            DataError: there is no row at all, and as `__call__`.
+        """
+        examples = [
+            self(row, answered=answered, where=getattr(row, "where", None) or f"row {number}")
+            for number, row in enumerate(rows, 1)
+        ]
+        if not examples:
+            raise DataError("there is no row", instead="Give at least one.")
+        return examples
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids; the blank that the template puts before its target is taken off."""
+        target = self.task.template.segments[-1]
+        assert isinstance(target, Target)
+        return self._tokenizer.decode(list(ids)).removeprefix(target.blank)
+
+    def _answer(self, row: Mapping[str, Any], where: str | None) -> tuple[tuple[int, ...], int | None]:
+        text = _text(row, self.task.target, where)
+        if self.verbalizer is not None:
+            label = self.verbalizer.index(text, where)
+            word = self.verbalizer.words[label]
+            return (word[:1] if self.verbalizer.by_first_token else word), label
+        target = self.task.template.segments[-1]
+        assert isinstance(target, Target)
+        ids = self._tokenizer.encode_data(target.blank + text)
+        return (*ids, *([] if self._tokenizer.end is None else [self._tokenizer.end])), None
+
+    def _check_limit(self, fixed: int, answer: int, where: str | None) -> None:
+        if self.limit is not None and fixed + answer > self.limit:
+            raise LengthError(
+                f"slots and hard text take {fixed} tokens and the answer {answer}, but only {self.limit} are allowed",
+                where=where,
+                instead="Shorten the template or its slots, or raise max_length if the model has more positions.",
+            )
+
+
+def _text(row: Mapping[str, Any], name: str, where: str | None) -> str:
+    if name not in row:
+        raise DataError(
+            f"field {name!r} is missing",
+            where=where,
+            instead=f"The row has {', '.join(map(repr, row)) or 'no field'}.",
+        )
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise DataError(f"field {name!r} is {type(value).__name__}, not text", where=where)
+    return str(value)
+
+
+def _shares(lengths: list[int], room: int | None) -> list[int]:
+    """How much of each field is kept, so that they fill `room` together: the longest give first, down to one level."""
+    if room is None or sum(lengths) <= room:
+        return lengths
+    kept = [0] * len(lengths)
+    for rank, i in enumerate(order := sorted(range(len(lengths)), key=lengths.__getitem__)):
+        kept[i] = min(lengths[i], room // (len(order) - rank))
+        room -= kept[i]
+    return kept

@@ -1,0 +1,183 @@
+r"""Templates: hard text with holes, some of them learned.
+
+    "{soft:20}Article: {text}\nTopic: {label}"
+
+`{soft}` / `{soft:N}` is a slot of learned vectors (N of them, or as many as the method has), `{name}` a field of the
+row, `{label}` the target, which comes last. `{{` and `}}` are literal braces. Whatever else stands there is hard text:
+an *anchor*.
+
+A blank before a field or the target belongs to what follows it (`"Topic: {label}"` asks for `" sports"`), because that
+is how byte-pair tokenizers write a word inside a line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from softprompt.errors import TemplateError
+
+_HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Hard text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for learned vectors; `tokens` None takes the method's own number."""
+
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of the row; `blank` is the white space that goes in front of it."""
+
+    name: str
+    blank: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be predicted; `blank` is the white space that goes in front of it."""
+
+    blank: str = ""
+
+
+Segment = Anchor | Slot | Field | Target
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template.
+
+    Attributes:
+        source: the text it was read from.
+        segments: what stands in it, in order.
+    """
+
+    SOFT: ClassVar[str] = "soft"
+    LABEL: ClassVar[str] = "label"
+
+    source: str
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def parse(cls, source: str) -> Template:
+        """Read a template.
+
+        Raises:
+            TemplateError: an unbalanced brace, a hole that is no name, a slot of no length, no or two `{label}`, or
+                something behind it.
+        """
+        segments: list[Segment] = []
+        text = ""
+        end = 0
+        for match in _HOLE.finditer(source):
+            text += source[end : match.start()]
+            end = match.end()
+            if match.group() in ("{{", "}}"):
+                text += match.group()[0]
+                continue
+            if match.group(1) is None:
+                raise TemplateError(
+                    f"a brace stands alone at character {match.start() + 1}",
+                    where=f"template {source!r}",
+                    instead="Write {{ or }} for a literal brace, {name} for a field.",
+                )
+            hole = _hole(match.group(1), source)
+            if isinstance(hole, (Field, Target)):
+                bare = text.rstrip(" ")
+                hole = Field(hole.name, text[len(bare) :]) if isinstance(hole, Field) else Target(text[len(bare) :])
+                text = bare
+            if text:
+                segments.append(Anchor(text))
+            segments.append(hole)
+            text = ""
+        text += source[end:]
+        if text:
+            segments.append(Anchor(text))
+        template = cls(source, tuple(segments))
+        template._check()
+        return template
+
+    def _check(self) -> None:
+        targets = [i for i, s in enumerate(self.segments) if isinstance(s, Target)]
+        if len(targets) != 1:
+            raise TemplateError(
+                f"{{label}} stands in it {len(targets)} times",
+                where=f"template {self.source!r}",
+                instead="It must stand in it once, at the end: that is where the model answers.",
+            )
+        if targets[0] != len(self.segments) - 1:
+            raise TemplateError(
+                "something stands behind {label}",
+                where=f"template {self.source!r}",
+                instead="A decoder answers at the end: put {label} last.",
+            )
+        if len(self.segments) == 1:
+            raise TemplateError(
+                "there is nothing before {label}",
+                where=f"template {self.source!r}",
+                instead="Put a field, a {soft} slot or some text before it.",
+            )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the row's fields, in order of first appearance."""
+        return tuple(dict.fromkeys(s.name for s in self.segments if isinstance(s, Field)))
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(s for s in self.segments if isinstance(s, Slot))
+
+    def with_slot_in_front(self) -> Template:
+        """The same template with a `{soft}` slot in front, if it has none."""
+        return self if self.slots else self._of((Slot(), *self.segments))
+
+    def with_lengths(self, tokens: int) -> Template:
+        """The same template with `tokens` virtual tokens in each slot that does not say how many."""
+        return self._of(tuple(Slot(tokens) if s == Slot() else s for s in self.segments))
+
+    @staticmethod
+    def _of(segments: tuple[Segment, ...]) -> Template:
+        return Template("".join(map(_written, segments)), segments)
+
+
+def _written(segment: Segment) -> str:
+    """The segment as `parse` reads it."""
+    match segment:
+        case Anchor(text):
+            return text.replace("{", "{{").replace("}", "}}")
+        case Slot(tokens):
+            return "{soft}" if tokens is None else f"{{soft:{tokens}}}"
+        case Field(name, blank):
+            return f"{blank}{{{name}}}"
+        case Target(blank):
+            return f"{blank}{{label}}"
+
+
+def _hole(content: str, source: str) -> Slot | Field | Target:
+    name, colon, argument = content.partition(":")
+    if name == Template.SOFT:
+        if colon and (not argument.isdecimal() or int(argument) == 0):
+            raise TemplateError(
+                f"{{{content}}} has no length",
+                where=f"template {source!r}",
+                instead="Write {soft} or {soft:N} with N of 1 or more.",
+            )
+        return Slot(int(argument) if colon else None)
+    if not _NAME.fullmatch(content):
+        raise TemplateError(
+            f"{{{content}}} is neither a slot nor a field",
+            where=f"template {source!r}",
+            instead="Write {soft:N}, {name} or {label}; {{ and }} for literal braces.",
+        )
+    return Target() if content == Template.LABEL else Field(content)

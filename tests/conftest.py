@@ -1,0 +1,26 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# No test may depend on the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+
+torch.set_num_threads(1)
+
+from softprompt.backbone.backbone import Backbone
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Backbone:
+    """The real decoder, float32."""
+    return Backbone.load("smollm2", dtype="float32")

@@ -1,0 +1,95 @@
+"""Tiny random models of many architectures: breadth at no cost. Each is 2 layers of width 32, float32, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from softprompt.backbone.backbone import Backbone
+
+VOCABULARY = 400
+POSITIONS = 128
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_GROUPED = _SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
+_GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+
+_CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: AutoConfig.for_model("llama", **_GROUPED),
+    "gpt2": lambda: AutoConfig.for_model("gpt2", **_GPT2),
+    "qwen3": lambda: AutoConfig.for_model("qwen3", **_GROUPED),
+    # One sliding and one full layer; the window is shorter than most test rows.
+    "gemma3": lambda: AutoConfig.for_model(
+        "gemma3_text",
+        **_GROUPED,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=8,
+    ),
+    "mistral": lambda: AutoConfig.for_model("mistral", **_GROUPED, sliding_window=6),
+    "opt": lambda: AutoConfig.for_model("opt", **_SHAPE, ffn_dim=48, word_embed_proj_dim=32),
+    "gpt_neox": lambda: AutoConfig.for_model("gpt_neox", **_SHAPE),
+}
+
+FAMILIES = tuple(_CONFIGS)
+
+
+def model(family: str, *, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+    """A random model; weights large enough that every position matters to every later one."""
+    torch.manual_seed(seed)
+    made = AutoModelForCausalLM.from_config(_CONFIGS[family](), attn_implementation=attention, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    return made.eval()
+
+
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A byte-pair tokenizer trained on a few sentences; every text can be written in it."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    sentences = ["Article: the team won the match", "Topic: sports", "Topic: business", "the market fell", "Answer: yes"]
+    made.train_from_iterator(sentences * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def backbone(family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **options: bool) -> Backbone:
+    """A tiny random backbone with the tiny tokenizer."""
+    return Backbone(model(family, seed=seed, attention=attention), tokenizer(), f"tiny-{family}", **options)
