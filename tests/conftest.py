@@ -13,11 +13,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch
+import torch  # noqa: E402
+
+from softprompt.backbone.backbone import Backbone  # noqa: E402
 
 torch.set_num_threads(1)
-
-from softprompt.backbone.backbone import Backbone
 
 
 @pytest.fixture(scope="session")

@@ -60,13 +60,30 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt_neox": lambda: AutoConfig.for_model("gpt_neox", **_SHAPE),
 }
 
+# Attention that is not on transformers' registry, and keys wider than values.
+_UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
+    "bloom": lambda: AutoConfig.for_model("bloom", **_SHAPE, n_layer=2, n_head=4),
+    "falcon": lambda: AutoConfig.for_model("falcon", **_SHAPE),
+    "deepseek_v3": lambda: AutoConfig.for_model(
+        "deepseek_v3",
+        **_SHAPE,
+        first_k_dense_replace=2,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=4,
+        v_head_dim=6,
+    ),
+}
+
 FAMILIES = tuple(_CONFIGS)
 
 
-def model(family: str, *, seed: int = 0, attention: str = "sdpa") -> PreTrainedModel:
+def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
     """A random model; weights large enough that every position matters to every later one."""
     torch.manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(_CONFIGS[family](), attn_implementation=attention, dtype=torch.float32)
+    config = (_CONFIGS | _UNUSUAL)[family]()
+    made = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
@@ -85,11 +102,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sentences = ["Article: the team won the match", "Topic: sports", "Topic: business", "the market fell", "Answer: yes"]
+    sentences = [
+        "Article: the team won the match",
+        "Topic: sports",
+        "Topic: business",
+        "the market fell",
+        "Answer: yes",
+    ]
     made.train_from_iterator(sentences * 4, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def backbone(family: str = "llama", *, seed: int = 0, attention: str = "sdpa", **options: bool) -> Backbone:
+def backbone(family: str = "llama", *, seed: int = 0, attention: str | None = None, **options: bool) -> Backbone:
     """A tiny random backbone with the tiny tokenizer."""
     return Backbone(model(family, seed=seed, attention=attention), tokenizer(), f"tiny-{family}", **options)

@@ -1,1 +1,50 @@
-"""One frozen language model, many tasks, each task a file of a few kilobytes."""
+"""One frozen language model, many tasks, each task a file of a few kilobytes.
+
+The names below are the public interface. They are imported when first used, so that `import softprompt` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "softprompt.backbone.backbone",
+    "Task": "softprompt.text.task",
+    "HardPrompt": "softprompt.prompts",
+    "PromptTuning": "softprompt.prompts",
+    "Settings": "softprompt.learn.settings",
+    "train": "softprompt.learn.training",
+    "evaluate": "softprompt.learn.evaluation",
+    "load": "softprompt.artifact",
+    "save": "softprompt.artifact",
+    "Engine": "softprompt.answer.engine",
+    "SoftpromptError": "softprompt.errors",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from softprompt.answer.engine import Engine as Engine
+    from softprompt.artifact import load as load
+    from softprompt.artifact import save as save
+    from softprompt.backbone.backbone import Backbone as Backbone
+    from softprompt.errors import SoftpromptError as SoftpromptError
+    from softprompt.learn.evaluation import evaluate as evaluate
+    from softprompt.learn.settings import Settings as Settings
+    from softprompt.learn.training import train as train
+    from softprompt.prompts import HardPrompt as HardPrompt
+    from softprompt.prompts import PromptTuning as PromptTuning
+    from softprompt.text.task import Task as Task
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'softprompt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

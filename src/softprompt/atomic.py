@@ -1,10 +1,10 @@
 """A folder of small files, written whole or not at all.
 
-The files go into `.NAME.partial` beside the target, are flushed to the disk and then renamed into place. A folder that is
-replaced steps aside as `.NAME.replaced` first and is deleted last. Of these three names only `.NAME.partial` may ever be
-half a folder, so whenever the work stops, even by `kill -9`, there is a whole folder to read: under its name or, where
-the work stopped between the two renames, as `.NAME.replaced`. `read` looks there by itself, and the next `write` tidies
-up.
+The files go into `.NAME.partial` beside the target, are flushed to the disk and then renamed into place. A folder that
+is replaced steps aside as `.NAME.replaced` first and is deleted last. Of these three names only `.NAME.partial` may
+ever be half a folder, so whenever the work stops, even by `kill -9`, there is a whole folder to read: under its name or,
+where the work stopped between the two renames, as `.NAME.replaced`. `read` looks there by itself, and the next `write`
+tidies up.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: two writers of one folder are then the caller's business
-    fcntl = None
+
+    _POSIX = True
+except ImportError:  # two writers of one folder are then the caller's business
+    _POSIX = False
 
 # A folder may be replaced while it is read; it is read again this often before that counts as an error.
 _ATTEMPTS = 5
@@ -121,7 +123,7 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    if fcntl is None:
+    if not _POSIX:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -133,7 +135,7 @@ def _flush_folder(folder: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Only one writer at a time; the lock goes with the process that holds it, and leaves no file."""
-    if fcntl is None:
+    if not _POSIX:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

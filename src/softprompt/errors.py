@@ -8,6 +8,7 @@
     │   ├── DataError           a row or a data file cannot be used
     │   ├── LengthError         a row cannot fit the model's positions
     │   ├── SourceError         a backbone cannot be found or is of a kind that is not supported
+    │   ├── UnknownPromptError  a request names a prompt that is not there                HTTP 404
     │   ├── OutputError         the output folder cannot be written to
     │   └── ArtifactError       a saved prompt is damaged or incomplete
     │       └── MismatchError   a saved prompt belongs to another backbone or tokenizer
@@ -73,6 +74,12 @@ class LengthError(RequestError):
 
 class SourceError(RequestError):
     """A backbone cannot be found, or is of a kind that is not supported."""
+
+
+class UnknownPromptError(RequestError):
+    """A request names a prompt that is not there."""
+
+    http_status = 404
 
 
 class OutputError(RequestError):

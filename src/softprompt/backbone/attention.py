@@ -77,7 +77,8 @@ class Reading:
     context: Context | None = None
     rows: Tensor | None = None
     record: Record | None = None
-    _masks: dict[Any, Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+    # Widened masks by what they were made from; each holds on to its mask, whose identity nothing else may then have.
+    _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
 
     def before(self, site: int, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, H, P, E]` that stand before each row at `site`."""
@@ -90,7 +91,7 @@ class Reading:
         return table.expand(batch, *table.shape[1:])
 
     def widen(self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor | None:
-        """The mask over context and own keys, `[B, 1 or heads, T, P + S]`.
+        """The mask over context and own keys, `[B, 1 or heads, T, P + S]`; one for the whole batch where rows agree.
 
         Args:
             mask: what the model made for its own S keys: bool (True attends), additive float, or None.
@@ -101,31 +102,33 @@ class Reading:
         """
         slot = (id(mask), key.shape[2], causal, window)
         if slot not in self._masks:
-            self._masks[slot] = self._widen(mask, query, key, causal, window)
-        return self._masks[slot]
+            self._masks[slot] = mask, self._widen(mask, query, key, causal, window)
+        return self._masks[slot][1]
 
     def _widen(
         self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None
     ) -> Tensor | None:
         assert self.context is not None
-        batch, length, own = query.shape[0], query.shape[2], key.shape[2]
-        lengths = self._per_row(self.context.lengths, batch)
+        length, own = query.shape[2], key.shape[2]
+        lengths = self.context.lengths if self.rows is None else self.context.lengths.index_select(0, self.rows)
         column = torch.arange(self.context.width, device=query.device)
-        seen = (column < lengths[:, None])[:, None, :]
+        seen = (column < lengths[:, None])[:, None, None, :].expand(-1, -1, length, -1)
         if window is not None:
-            seen = seen & (self.positions[:, :, None] - column < window)
+            seen = seen & (self.positions[:, None, :, None] - column < window)
         if mask is None:
-            if (length == 1 or not causal) and bool(seen.all()):
+            mask = torch.ones(1, 1, length, own, dtype=torch.bool, device=query.device)
+            if causal:
+                # No row is padded, so key s is every row's token s; a static cache may have keys yet to be filled.
+                token = (self.positions[:1] - lengths[:1, None])[:, None, :, None]
+                mask = torch.arange(own, device=query.device) <= token
+            if bool(seen.all()) and bool(mask.all()):
                 return None
-            mask = torch.ones(length, own, dtype=torch.bool, device=query.device)
-            if causal and length > 1:
-                mask = mask.tril()
-            mask = mask[None, None]
-        seen = seen[:, None].expand(batch, mask.shape[1], length, -1)
+        batch = max(seen.shape[0], mask.shape[0])
         if mask.dtype != torch.bool:
             low = torch.finfo(mask.dtype).min
             seen = torch.zeros(seen.shape, dtype=mask.dtype, device=seen.device).masked_fill(~seen, low)
-        return torch.cat([seen, mask.expand(batch, -1, length, -1)], dim=-1)
+        seen, mask = seen.expand(batch, mask.shape[1], -1, -1), mask.expand(batch, -1, length, -1)
+        return torch.cat([seen, mask], dim=-1)
 
 
 def attend(
@@ -158,7 +161,7 @@ def _implementation(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | N
     name = str(getattr(module, "config")._attn_implementation).removeprefix(_PREFIX)  # noqa: B009
     # "eager" is not in the registry: each modeling file has its own.
     default = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return AttentionInterface().get_interface(name, default)  # type: ignore[arg-type]
+    return AttentionInterface().get_interface(name, default)
 
 
 def route(model: PreTrainedModel) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -59,8 +62,7 @@ class Backbone:
         self._table = _input_embeddings(model)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         route(model)
-        if gradient_checkpointing:
-            _checkpoint(model)
+        self._recomputed = _checkpoint(model) if gradient_checkpointing else []
         self.sites, self._site_of = probe(model)
         self.fingerprint = _fingerprint(model)
         self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
@@ -85,7 +87,7 @@ class Backbone:
 
         Raises:
             SourceError: nothing is found under that name, or it is not a causal language model.
-            SettingsError: unknown dtype.
+            SettingsError: unknown dtype, or gradient checkpointing of a model that has none.
         """
         if dtype not in DTYPES:
             raise SettingsError(f"dtype {dtype!r} is unknown", instead=f"Use one of {', '.join(DTYPES)}.")
@@ -192,9 +194,26 @@ class Backbone:
         """
         if self._takes_positions:
             inputs["position_ids"] = positions
+        keep, length = inputs.get("logits_to_keep"), positions.shape[1]
+        if keep:
+            # Given an index the model copies the positions it keeps; given a number it slices, and a product with a
+            # slice would copy the LM head once for every row.
+            inputs["logits_to_keep"] = torch.arange(max(0, length - keep), length, device=positions.device)
         if context is not None or record is not None:
             inputs[KEYWORD] = Reading(self._site_of, positions, context, rows, record)
-        return (self.model.base_model if headless else self.model)(**inputs)
+        with self._recomputing():
+            return (self.model.base_model if headless else self.model)(**inputs)
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """transformers checkpoints a layer in training mode only, and takes its cache away while it does."""
+        for layer in self._recomputed:
+            layer.training = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer in self._recomputed:
+                layer.training = False
 
     @torch.no_grad()
     def _lowers(self) -> bool:
@@ -235,13 +254,35 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:
     return table
 
 
-def _checkpoint(model: PreTrainedModel) -> None:
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    # transformers checkpoints a layer only in training mode. The flag is set on the layer alone, so that the dropout
-    # inside it stays off.
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True
+def _checkpoint(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """Have the layers recomputed in the backward pass; returns them.
+
+    Not by the model's own method: that asks for gradients of the frozen embeddings as well.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise SettingsError(
+            "its layers cannot be recomputed in the backward pass",
+            where=type(model).__name__,
+            instead="Load it with gradient_checkpointing=False.",
+        )
+    for layer in layers:
+        layer.gradient_checkpointing = True
+        layer._gradient_checkpointing_func = partial(_recompute, layer)
+    return layers
+
+
+def _recompute(layer: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a layer under a checkpoint, in eval mode: some apply dropout of their own."""
+
+    def run(*args: Any) -> Any:
+        training, layer.training = layer.training, False
+        try:
+            return function(*args)
+        finally:
+            layer.training = training
+
+    return checkpoint(run, *args, use_reentrant=False)
 
 
 def _shifts_with_length(model: PreTrainedModel, sites: Sequence[Any]) -> bool:
@@ -257,8 +298,13 @@ def _shifts_with_length(model: PreTrainedModel, sites: Sequence[Any]) -> bool:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """Names, shapes and a sample of every parameter, rounded to bfloat16 so that fp32 and bf16 loads agree."""
-    digest = hashlib.sha256()
+    """What the model does with its weights, and of every weight its name, shape and a sample.
+
+    Samples are rounded to bfloat16, so that fp32 and bf16 loads agree.
+    """
+    # The same weights make another model with another architecture, other heads or another window.
+    kind = [getattr(model.config, name, None) for name in ("model_type", "num_attention_heads", "sliding_window")]
+    digest = hashlib.sha256(json.dumps(kind).encode())
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten()
         step = max(1, flat.numel() // 256)

@@ -32,6 +32,14 @@ class Stretch:
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
+    def copy(self) -> Stretch:
+        """The same values in memory of their own, without gradients: what is kept must not hold on to a whole pass."""
+
+        def own(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.detach().clone(memory_format=torch.contiguous_format) for t in tensors)
+
+        return Stretch(own(self.keys), own(self.values))
+
 
 @dataclass(frozen=True)
 class Context:

@@ -100,7 +100,10 @@ def hub_error(name: str, cause: Exception) -> SourceError:
 
     others = f"a folder, {', '.join(NAMES)}"
     if isinstance(cause, errors.GatedRepoError):
-        what, instead = "its owner grants access on request", "Ask for it on the model's page, then run `hf auth login`."
+        what, instead = (
+            "its owner grants access on request",
+            "Ask for it on the model's page, then run `hf auth login`.",
+        )
     elif isinstance(cause, errors.RevisionNotFoundError):
         what, instead = "the Hub has no such revision of it", "Give a branch, a tag or a commit after the @."
     elif isinstance(cause, errors.RepositoryNotFoundError):
@@ -135,9 +138,7 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
-        )
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except Exception as cause:  # the client, its transport and its storage share no base class
         raise hub_error(name, cause) from cause
 

@@ -3,53 +3,84 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from softprompt.artifact import SavedPrompt
+from softprompt.backbone.backbone import Backbone
+from softprompt.errors import SettingsError
+from softprompt.learn.progress import bar
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.loss import answer_loss
 from softprompt.run.score import label_log_probabilities
 from softprompt.text.batch import IGNORED
-from softprompt.text.examples import Example
+from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.verbalizer import Verbalizer
 
 
 def evaluate(
+    backbone: Backbone,
+    prompt: SavedPrompt,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Metrics of a prompt over rows that hold their answers.
+
+    Returns:
+        For classification `accuracy`, `macro_f1` and `loss` (cross-entropy among the labels, nats); for generation
+        `loss` (nats per token), `perplexity` and `token_accuracy`. `rows_cut` tells how many rows were shortened.
+
+    Raises:
+        MismatchError: the prompt belongs to another backbone.
+        RequestError: a row cannot be used; the message names it.
+        SettingsError: a batch size below 1.
+    """
+    if batch_size < 1:
+        raise SettingsError(f"batch_size is {batch_size}", where="batch_size", instead="Give a number of 1 or more.")
+    prompt.check(backbone, "prompt")
+    maker = ExampleMaker(prompt.task, backbone.tokenizer, backbone.positions)
+    examples = maker.all(rows)
+    filling = Filling(prompt.values, {})
+    with bar("Evaluating", len(examples), "row", show=progress) as evaluating:
+        metrics = measure(Forward(backbone), maker.verbalizer, examples, filling, batch_size, evaluating.update)
+    return metrics | {"rows_cut": sum(e.cut > 0 for e in examples)}
+
+
+def measure(
     forward: Forward,
     verbalizer: Verbalizer | None,
     examples: Sequence[Example],
     filling: Filling,
     batch_size: int,
-    progress: Callable[[int], None] = lambda rows: None,
+    progress: Callable[[int], Any] = lambda rows: None,
 ) -> dict[str, float]:
-    """Metrics of one prompt over examples that hold their answers.
+    """The metrics of `evaluate`, over examples.
 
     Args:
         verbalizer: the label words; None for generation.
         progress: told how many rows are done, batch by batch.
-
-    Returns:
-        For classification `accuracy`, `macro_f1` and `loss` (cross-entropy among the labels, nats); for generation
-        `loss` (nats per token), `perplexity` and `token_accuracy`.
     """
     # Rows of like length together: less padding, the same metrics.
     order = sorted(examples, key=lambda e: len(e.tokens) + len(e.target))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    measure = _generation if verbalizer is None else _classification
-    with torch.inference_mode():
-        return measure(forward, verbalizer, batches, filling, progress)
+    with torch.no_grad():
+        if verbalizer is None:
+            return _generation(forward, batches, filling, progress)
+        return _classification(forward, verbalizer, batches, filling, progress)
 
 
 def _classification(
     forward: Forward,
-    verbalizer: Verbalizer | None,
+    verbalizer: Verbalizer,
     batches: Sequence[Sequence[Example]],
     filling: Filling,
-    progress: Callable[[int], None],
+    progress: Callable[[int], Any],
 ) -> dict[str, float]:
-    assert verbalizer is not None
     scores, labels = [], []
     for batch in batches:
         scores += label_log_probabilities(forward, batch, [verbalizer] * len(batch), [filling])
@@ -75,11 +106,7 @@ def _macro_f1(guess: torch.Tensor, truth: torch.Tensor, classes: int) -> float:
 
 
 def _generation(
-    forward: Forward,
-    verbalizer: Verbalizer | None,
-    batches: Sequence[Sequence[Example]],
-    filling: Filling,
-    progress: Callable[[int], None],
+    forward: Forward, batches: Sequence[Sequence[Example]], filling: Filling, progress: Callable[[int], Any]
 ) -> dict[str, float]:
     total, right, count = 0.0, 0, 0
     for batch in batches:

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 
 
 @contextmanager
-def bar(description: str, total: int, unit: str, *, show: bool = True) -> Iterator[Any]:
+def bar(description: str, total: int, unit: str, *, show: bool = True, leave: bool = True) -> Iterator[Any]:
     """A progress bar on standard error; `update(n)` moves it."""
-    with tqdm(desc=description, total=total, unit=unit, disable=not show, dynamic_ncols=True) as progress:
+    with tqdm(desc=description, total=total, unit=unit, disable=not show, leave=leave, dynamic_ncols=True) as progress:
         yield progress
 
 

@@ -10,6 +10,12 @@ from softprompt.run.forward import BUDGET
 
 Loss = Literal["labels", "vocabulary"]
 
+MAX_SEED = 2**32 - 1
+"""The largest that every source of random numbers takes."""
+
+MAX_LEARNING_RATE = 1e30
+"""Far beyond sense; AdamW's own arithmetic overflows a little above."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,7 +32,8 @@ class Settings:
         seed: of the init and of the order of the rows.
         eval_every: steps between evaluations; None for three in all. The best evaluation's prompt is kept.
         eval_batch_size: rows per evaluation batch.
-        loss: "labels" (among the label words alone) or "vocabulary" (as in the papers, and always for generation).
+        loss: "labels" (among the label words alone) or "vocabulary" (as in the papers, and always for generation and
+            where label words share their first token).
         cache_bytes: how much may be taken for the keys and values of texts that are read once; what does not fit is
             read again at every step.
 
@@ -52,6 +59,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
+        if self.learning_rate is not None and self.learning_rate > MAX_LEARNING_RATE:
+            raise SettingsError(
+                f"learning_rate is {self.learning_rate}", where="learning_rate", instead="Give a number such as 0.005."
+            )
         for name in ("learning_rate", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -59,6 +70,8 @@ class Settings:
         for name in ("weight_decay", "seed", "cache_bytes"):
             if not getattr(self, name) >= 0:
                 raise SettingsError(f"{name} is {getattr(self, name)}", where=name, instead="Give 0 or more.")
+        if self.seed > MAX_SEED:
+            raise SettingsError(f"seed is {self.seed}", where="seed", instead=f"Give {MAX_SEED} or less.")
         if not 0 <= self.warmup < 1:
             raise SettingsError(f"warmup is {self.warmup}", where="warmup", instead="Give a share from 0 to 1.")
         for name, known in (("schedule", ("linear", "cosine", "constant")), ("loss", ("labels", "vocabulary"))):

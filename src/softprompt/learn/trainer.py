@@ -1,144 +1,252 @@
-"""Training one prompt, on transformers' Trainer."""
+"""The training loop of one prompt: transformers' Trainer over a module that holds the prompt's parameters alone."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import shutil
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from softprompt import artifact
-from softprompt.artifact import SavedPrompt
-from softprompt.backbone.backbone import Backbone
-from softprompt.errors import DivergenceError, OutputError, SettingsError
-from softprompt.learn.evaluation import evaluate
-from softprompt.learn.progress import TrainingBar, bar
+from softprompt.errors import DivergenceError, SaveError
+from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
-from softprompt.prompts.method import Method, Parametrization, Vocabulary, count
+from softprompt.prompts.method import Parametrization
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.loss import answer_loss, label_loss
-from softprompt.text.examples import Example, ExampleMaker
-from softprompt.text.task import Task
+from softprompt.text.examples import Example
+from softprompt.text.verbalizer import Verbalizer
+
+STATE = "trainer_state.json"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What training yields.
+class Learner(nn.Module):
+    """What is trained, and what is kept: the parameters, and their copy at the best evaluation so far.
+
+    Both are in its state, so a checkpoint holds both and an interrupted run forgets nothing. The backbone is not: it
+    stays out of checkpoints, optimizer and train mode.
 
     Attributes:
-        prompt: the prompt, as it is saved.
-        metrics: of the kept prompt on the evaluation rows; of the last loss where there are none.
-        path: the folder it was saved to, or None.
-        history: what was logged, in order: steps, losses, evaluations.
+        parametrization: the parameters.
+        best: a copy of it, as it was at the best evaluation.
+        score: `[]` float64, the score of that evaluation; -inf before the first.
     """
 
-    prompt: SavedPrompt
-    metrics: Mapping[str, float]
-    path: Path | None
-    history: Sequence[Mapping[str, float]]
+    score: Tensor
+
+    def __init__(self, parametrization: Parametrization, forward: Forward, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.parametrization = parametrization
+        self.best = copy.deepcopy(parametrization).requires_grad_(False)
+        self.register_buffer("score", torch.tensor(float("-inf"), dtype=torch.float64))
+        self._carry, self._loss = forward, loss
+
+    def forward(self, examples: Sequence[Example]) -> Tensor:
+        """The loss over B examples, a scalar."""
+        logits, targets = self._carry(examples, [Filling(self.parametrization())])
+        return self._loss(logits, targets, examples)
+
+    def keep(self, score: float) -> None:
+        """Remember the parameters as they are, if no evaluation scored higher."""
+        if score > float(self.score):
+            self.score.fill_(score)
+            self.best.load_state_dict(self.parametrization.state_dict())
+
+    @property
+    def outcome(self) -> Parametrization:
+        """What is saved: the best evaluation's parameters, or the last where there was no evaluation."""
+        return self.best if float(self.score) > float("-inf") else self.parametrization
 
 
-def train(
-    backbone: Backbone,
-    task: Task,
-    method: Method,
-    train_rows: Sequence[Mapping[str, Any]],
-    eval_rows: Sequence[Mapping[str, Any]] | None = None,
-    *,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: bool = True,
-    settings: Settings | None = None,
-    **options: Any,
-) -> Result:
-    """Train a prompt on rows; the backbone is not changed.
+def loss_for(settings: Settings, verbalizer: Verbalizer | None) -> Callable[..., Tensor]:
+    """The loss that a run makes small: `(logits [B, S, V], targets [B, S], examples) -> scalar`."""
+    if settings.loss == "vocabulary" or verbalizer is None or not verbalizer.by_first_token:
+        return lambda logits, targets, examples: answer_loss(logits, targets)
+    words = [word[0] for word in verbalizer.words]
 
-    Args:
-        backbone: the frozen model.
-        task: template and labels. A template without a slot gets one in front, if the method learns anything.
-        method: what is learned, and from where it starts.
-        train_rows: each with the template's fields and the answer.
-        eval_rows: rows to measure on; the best evaluation's prompt is kept.
-        output: the folder to save the prompt to. Checkpoints stand beside it, in `OUTPUT.checkpoints`, until training
-            is through.
-        overwrite: replace a prompt that is there.
-        resume: go on from the last checkpoint of an interrupted run with the same settings; the outcome is that of a
-            run that was never interrupted, to the last bit.
-        progress: show progress bars.
-        settings: see `Settings`; or give its attributes as keywords (`steps=150`, `learning_rate=5e-3`, ...).
+    def among_labels(logits: Tensor, targets: Tensor, examples: Sequence[Example]) -> Tensor:
+        labels = torch.tensor([e.label for e in examples], device=logits.device)
+        return label_loss(logits, words, labels)
 
-    Raises:
-        RequestError: a row, the template, a setting or the output folder cannot be used; nothing was begun.
-        DivergenceError: the loss is no longer a number. The last good prompt is in `OUTPUT.last-good`.
-        SaveError: the prompt could not be written.
-    """
-    settings = _settings(settings, options)
-    run = _Run(backbone, task, method, settings, progress)
-    data = run.maker.all(train_rows)
-    held_out = run.maker.all(eval_rows) if eval_rows else []
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
-            return run.train(data, held_out, Path(folder), resume=False, output=None, overwrite=False)
-    output = Path(output)
-    artifact.check_output(output, overwrite=overwrite)
-    checkpoints = output.with_name(output.name + ".checkpoints")
-    _check_checkpoints(checkpoints, resume=resume, overwrite=overwrite)
-    return run.train(data, held_out, checkpoints, resume=resume, output=output, overwrite=overwrite)
+    return among_labels
 
 
-def _settings(settings: Settings | None, options: Mapping[str, Any]) -> Settings:
-    unknown = set(options) - set(Settings.known())
-    if unknown:
-        raise SettingsError(
-            f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(Settings.known())}."
+class LearnerTrainer(Trainer):
+    """transformers' Trainer with our examples, our evaluation, and an end as soon as the loss is no number."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        settings: Settings,
+        learning_rate: float,
+        data: Sequence[Example],
+        folder: Path,
+        measure: Callable[[Parametrization], Mapping[str, float]] | None,
+        *,
+        device: torch.device,
+        progress: bool,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        self.learner = learner
+        self._measure = measure
+        self.last_good: dict[str, Tensor] | None = None
+        log_every = max(1, settings.steps // 30)
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type=settings.schedule,
+            warmup_steps=int(settings.warmup * settings.steps),
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            logging_steps=log_every,
+            save_strategy="steps",
+            save_steps=5 * log_every,
+            save_total_limit=2,
+            eval_strategy="no",
+            disable_tqdm=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type == "cuda",
+            use_cpu=device.type == "cpu",
         )
-    return replace(settings or Settings(), **options)
+        super().__init__(
+            model=learner,
+            args=arguments,
+            train_dataset=_Rows(data),
+            data_collator=_collate,
+            callbacks=[
+                _AfterStep(learner.parametrization),
+                *([_Evaluations(self, settings)] if measure else []),
+                *([TrainingBar()] if progress else []),
+                *callbacks,
+            ],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        groups = [
+            {"params": parameters, "name": name} for name, parameters in self.learner.parametrization.groups().items()
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor:
+        loss = model(**inputs)
+        if not bool(torch.isfinite(loss)):
+            raise _diverged(f"the loss is {float(loss.detach())}", self.state.global_step + 1)
+        self.last_good = {k: v.clone() for k, v in self.learner.parametrization.state_dict().items()}
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the prompt as it stands, log it, and keep it if it is the best."""
+        assert self._measure is not None
+        metrics = self._measure(self.learner.parametrization)
+        if not math.isfinite(metrics["loss"]):
+            raise _diverged(f"the loss on the evaluation rows is {metrics['loss']}", self.state.global_step)
+        self.learner.keep(metrics.get("accuracy", -metrics["loss"]))
+        logged = {f"eval_{name}": value for name, value in metrics.items()}
+        self.log(logged)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the end, from the beginning or from a checkpoint."""
+        if checkpoint is not None and _step_of(checkpoint) >= self.args.max_steps:
+            self.learner.load_state_dict(load_file(checkpoint / "model.safetensors"))
+            self.state.log_history = json.loads((checkpoint / STATE).read_text())["log_history"]
+            return
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TrainingBar):
+                    callback.close()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as cause:  # as torch and safetensors report a full disk
+            raise SaveError(
+                f"the checkpoint of step {self.state.global_step} could not be written: {cause}",
+                where=str(self.args.output_dir),
+                instead="Free some space and go on with resume (--resume).",
+            ) from cause
 
 
-def _check_checkpoints(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    if resume or not folder.exists():
-        return
-    if overwrite:
-        shutil.rmtree(folder)
-        return
-    raise OutputError(
-        "an interrupted run stands there",
-        where=str(folder),
-        instead="Go on with resume (--resume), or begin anew with overwrite (--overwrite).",
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder; None where there is none.
+
+    The state is the last file of a checkpoint to be written, so one that lacks it was being written when the run ended.
+    """
+    whole = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
+    return max(whole, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    try:
+        return int(json.loads((checkpoint / STATE).read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _diverged(what: str, step: int) -> DivergenceError:
+    return DivergenceError(
+        f"{what} at step {step}",
+        step=step,
+        instead="Lower the learning rate, or clip gradients harder (max_grad_norm).",
     )
 
 
-class _Run:
-    """One training run: everything that is decided before the first step."""
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = examples
 
-    def __init__(self, backbone: Backbone, task: Task, method: Method, settings: Settings, progress: bool) -> None:
-        self.backbone, self.method, self.settings, self.progress = backbone, method, settings, progress
-        self.task = resolve_task(task, method)
-        self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
-        self.forward = Forward(backbone, budget=settings.cache_bytes)
-        self.parametrization = method.build(
-            self.maker.virtual, vocabulary(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
-        ).to(backbone.device)
-        self.start = self.parametrization().values_for_record()
+    def __len__(self) -> int:
+        return len(self._examples)
 
-    def train(
-        self,
-        data: list[Example],
-        held_out: list[Example],
-        checkpoints: Path,
-        *,
-        resume: bool,
-        output: Path | None,
-        overwrite: bool,
-    ) -> Result:
-        raise NotImplementedError
+    def __getitem__(self, index: int) -> Example:
+        return self._examples[index]
+
+
+def _collate(examples: list[Example]) -> dict[str, list[Example]]:
+    return {"examples": examples}
+
+
+class _AfterStep(TrainerCallback):
+    """Lets the method have its say after each update: projections, bounds."""
+
+    def __init__(self, parametrization: Parametrization) -> None:
+        self._parametrization = parametrization
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._parametrization.after_step()
+        # A gradient that is no number spoils the prompt without the loss having shown it, at the last step for good.
+        if not all(bool(torch.isfinite(p).all()) for p in self._parametrization.parameters()):
+            raise _diverged("the prompt holds numbers that are not finite", state.global_step + 1)
+
+
+class _Evaluations(TrainerCallback):
+    """Evaluates every so many steps and after the last."""
+
+    def __init__(self, trainer: Trainer, settings: Settings) -> None:
+        self._trainer = trainer
+        self._every = settings.eval_every or max(1, -(-settings.steps // 3))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        # Before the Trainer saves: the checkpoint of a step knows that step's evaluation.
+        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+            control.should_evaluate = True
+        return control

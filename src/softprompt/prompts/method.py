@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from softprompt.errors import TemplateError
 from softprompt.prompts.prompt import VirtualTokens
+from softprompt.text.task import Task
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,33 @@ class Method(ABC):
             generator: the source of whatever is random.
         """
 
+    @classmethod
+    def setting_names(cls) -> tuple[str, ...]:
+        """What may be set."""
+        return tuple(f.name for f in fields(cls))
+
     def settings(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in self.setting_names()}
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:
     """How many numbers are trained."""
     return sum(p.numel() for p in parameters)
+
+
+def resolve_task(task: Task, method: Method) -> Task:
+    """The task with a slot in front where it has none, and the method's length in slots that do not say theirs.
+
+    Raises:
+        TemplateError: there is a slot, but the method fills none.
+    """
+    if not method.LEARNS:
+        if task.template.slots:
+            raise TemplateError(
+                f"a {method.NAME} fills no slot",
+                where=f"template {task.template.source!r}",
+                instead="Take {soft} out, or use a method that learns, such as prompt-tuning.",
+            )
+        return task
+    return task.with_template(task.template.with_slot_in_front().with_lengths(method.slot_length()))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.context import Context, Stretch
+from softprompt.errors import TemplateError
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.plan import Plan, Tokens, plan
 from softprompt.run.reader import Reader
@@ -78,8 +79,12 @@ class Forward:
             examples: B rows, of any mixture of templates.
             fillings: K prompts.
             which: for each row its prompt's index; None where there is one.
+
+        Raises:
+            TemplateError: a row has more virtual tokens than its prompt.
         """
         which = which if which is not None else [0] * len(examples)
+        _check(examples, fillings, which)
         plans = [self.plan(e) for e in examples]
         context, rows = self._before(plans, fillings, which)
         batch = Batch.of([p.row for p in plans], [e.target for e in examples]).to(self.backbone.device)
@@ -136,10 +141,10 @@ class Forward:
         inputs = self._embed(batch, fillings, [k for k, _, _ in missing])
         heads = Context.of([[self.reader.head(head)] if head else [] for _, head, _ in missing])
         for key, stretch in zip(missing, self.backbone.read(inputs, batch.mask, heads), strict=True):
-            found[key] = stretch
             compiled = fillings[key[0]].compiled
             if compiled is not None:
-                compiled[key[1:]] = stretch
+                stretch = compiled[key[1:]] = stretch.copy()
+            found[key] = stretch
         return found
 
     def _embed(self, batch: Batch, fillings: Sequence[Filling], which: Sequence[int]) -> Tensor:
@@ -155,3 +160,15 @@ class Forward:
         first = torch.tensor([starts[k] for k in which], device=words.device)
         index = first[:, None] + (-1 - batch.ids).clamp_min(0)
         return words.masked_scatter(virtual[..., None], prompts[index[virtual]])
+
+
+def _check(examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int]) -> None:
+    """Unchecked, a row could read on into the next prompt."""
+    for example, k in zip(examples, which, strict=True):
+        asked, there = -min(example.tokens), fillings[k].values.tokens
+        if asked > there:
+            raise TemplateError(
+                f"the template has {asked} virtual tokens, but the prompt {there}",
+                where=f"prompt {k}",
+                instead="Give each row the prompt that was made for its template.",
+            )

@@ -44,6 +44,13 @@ class PromptedModel(nn.Module, GenerationMixin):
         except AttributeError:
             return getattr(self.backbone.model, name)
 
+    def generate(self, *args: Any, prompt_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """As transformers does it; `prompt_ids` as in `forward`."""
+        if prompt_ids is None and self.context is not None and self.context.size > 1:
+            # Said outright, so that it is repeated for beams.
+            prompt_ids = torch.arange(self.context.size, device=self.backbone.device)
+        return super().generate(*args, prompt_ids=prompt_ids, **kwargs)
+
     @property
     def _can_compile_fullgraph(self) -> bool:
         # A static cache works; compiling the step by itself behind the caller's back is not attempted.
@@ -54,9 +61,10 @@ class PromptedModel(nn.Module, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         prompt_ids: Tensor | None = None,
+        cache: Any = None,
+        past_key_values: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
@@ -70,7 +78,7 @@ class PromptedModel(nn.Module, GenerationMixin):
                 the model takes for a static cache.
             position_ids: `[B, T]` int64 in the whole sequence, context included; counted from the mask if not given.
             prompt_ids: `[B]` int64, the entry of the context before each row; None where there is one, or one per row.
-            past_key_values: the model's cache.
+            cache, past_key_values: the model's cache, under the name its version of transformers gives it.
             use_cache: whether to keep one.
             logits_to_keep: logits of the last so many positions alone; 0 for all.
         """
@@ -80,6 +88,9 @@ class PromptedModel(nn.Module, GenerationMixin):
             if attention_mask is None:
                 attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
             position_ids = offset_positions(attention_mask.bool(), self.context, prompt_ids)[:, -tokens.shape[1] :]
+        # Only the one that is there: a version of transformers knows one name, or warns at the other.
+        caches = {"cache": cache, "past_key_values": past_key_values}
+        kwargs |= {name: value for name, value in caches.items() if value is not None}
         return self.backbone.step(
             positions=position_ids,
             context=self.context,
@@ -87,7 +98,6 @@ class PromptedModel(nn.Module, GenerationMixin):
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
             **kwargs,

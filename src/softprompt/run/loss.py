@@ -24,7 +24,8 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def label_loss(logits: Tensor, words: Sequence[int], labels: Tensor) -> Tensor:
     """Mean cross-entropy of the labels among the label words alone; a scalar, float32.
 
-    Deviation from Lester et al. (2021), who train over the whole vocabulary: what no label word may answer is not asked.
+    Deviation from Lester et al. (2021), who train over the whole vocabulary: the answer is known to be a
+    label word, so how likely other words are is not asked.
 
     Args:
         logits: `[B, S, V]`; the last position is scored.

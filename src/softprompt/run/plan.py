@@ -19,8 +19,11 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """An example's tokens, cut where the way they are computed changes. Of `shared` and `text` at most one is not empty;
-    `row` never is: the last token before the answer must be run to predict it."""
+    """An example's tokens, cut where the way they are computed changes.
+
+    Of `shared` and `text` at most one is not empty; `row` never is: the last token before the answer must be run to
+    predict it.
+    """
 
     head: Tokens
     shared: Tokens

@@ -71,6 +71,11 @@ class Reader:
             progress(len(chunk))
         return left
 
+    def forget(self) -> None:
+        """Drop everything that is kept: what goes on serving is read again when it is next needed."""
+        self._stretches.clear()
+        self.kept = 0
+
     def _known(self, plans: Sequence[Plan]) -> dict[tuple[Tokens, Tokens], Stretch]:
         keys = {(p.head, p.text) for p in plans}
         return {key: self._stretches[key] for key in keys if key in self._stretches}
@@ -88,11 +93,7 @@ class Reader:
     def _read(self, sequences: Sequence[Tokens], head: Stretch | None) -> list[Stretch]:
         batch = Batch.of(sequences).to(self.backbone.device)
         context = Context.of([[head]]) if head else None
-        stretches = self.backbone.read(self.backbone.embed(batch.ids), batch.mask, context)
-        # Copied: a view would hold on to the whole padded chunk.
-        return [
-            Stretch(tuple(k.contiguous() for k in s.keys), tuple(v.contiguous() for v in s.values)) for s in stretches
-        ]
+        return [s.copy() for s in self.backbone.read(self.backbone.embed(batch.ids), batch.mask, context)]
 
 
 def chunks(plans: Sequence[Plan]) -> Iterable[list[Plan]]:

@@ -59,8 +59,8 @@ class ExampleMaker:
         self.limit = min(bounds) if bounds else None
         self._pieces = self._fixed_pieces()
         self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
-        answer = max((len(w) for w in self.verbalizer.words), default=1) if self.verbalizer else 1
-        self._check_limit(sum(len(p) for p in self._pieces if isinstance(p, tuple)), answer, None)
+        self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
+        self._check_limit(self._answer_room(()), None)
 
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
         """The template with anchors and slots as tokens, and the fields still open."""
@@ -77,13 +77,16 @@ class ExampleMaker:
                 pieces.append(segment)
         return pieces
 
-    def __call__(self, row: Mapping[str, Any], *, answered: bool = True, where: str | None = None) -> Example:
+    def __call__(
+        self, row: Mapping[str, Any], *, answered: bool = True, where: str | None = None, room_for: int = 1
+    ) -> Example:
         """Make one example.
 
         Args:
             row: the fields' values.
             answered: whether the row must hold its answer.
             where: how an error names the row.
+            room_for: how many answer tokens will be generated, where the row holds no answer and the task no labels.
 
         Raises:
             DataError: a field or the answer is missing or no text.
@@ -94,11 +97,13 @@ class ExampleMaker:
         target, label = self._answer(row, where) if answered else ((), None)
         room = None
         if self.limit is not None:
-            fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
-            self._check_limit(fixed, len(target) or 1, where)
-            room = self.limit - fixed - (len(target) or 1)
+            answer = self._answer_room(target, room_for)
+            self._check_limit(answer, where)
+            room = self.limit - self._fixed - answer
         fields = [
-            self._tokenizer.encode_data(p.blank + _text(row, p.name, where)) for p in self._pieces if isinstance(p, Field)
+            self._tokenizer.encode_data(p.blank + _text(row, p.name, where))
+            for p in self._pieces
+            if isinstance(p, Field)
         ]
         sizes = _shares([len(f) for f in fields], room)
         kept = iter([f[:n] for f, n in zip(fields, sizes, strict=True)])
@@ -113,15 +118,14 @@ class ExampleMaker:
         cut = sum(len(f) for f in fields) - sum(sizes)
         return Example(tuple(tokens), len(tokens) if field_at is None else field_at, target, label, cut)
 
-    def all(self, rows: Iterable[Mapping[str, Any]], *, answered: bool = True) -> list[Example]:
-        """Make an example of every row; an error names the row by its origin or its number (from 1).
+    def all(self, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+        """Make an example of every row, answers included; an error names the row by its origin or its number (from 1).
 
         Raises:
             DataError: there is no row at all, and as `__call__`.
         """
         examples = [
-            self(row, answered=answered, where=getattr(row, "where", None) or f"row {number}")
-            for number, row in enumerate(rows, 1)
+            self(row, where=getattr(row, "where", None) or f"row {number}") for number, row in enumerate(rows, 1)
         ]
         if not examples:
             raise DataError("there is no row", instead="Give at least one.")
@@ -144,12 +148,20 @@ class ExampleMaker:
         ids = self._tokenizer.encode_data(target.blank + text)
         return (*ids, *([] if self._tokenizer.end is None else [self._tokenizer.end])), None
 
-    def _check_limit(self, fixed: int, answer: int, where: str | None) -> None:
-        if self.limit is not None and fixed + answer > self.limit:
+    def _answer_room(self, target: Sequence[int], room_for: int = 1) -> int:
+        """Positions kept free for the answer; the same for every label, so that what is cut gives none away."""
+        if self.verbalizer is None:
+            return len(target) or room_for
+        return 1 if self.verbalizer.by_first_token else max(map(len, self.verbalizer.words))
+
+    def _check_limit(self, answer: int, where: str | None) -> None:
+        if self.limit is not None and self._fixed + answer > self.limit:
             raise LengthError(
-                f"slots and hard text take {fixed} tokens and the answer {answer}, but only {self.limit} are allowed",
+                f"slots and hard text take {self._fixed} tokens and the answer {answer}, "
+                f"but only {self.limit} are allowed",
                 where=where,
-                instead="Shorten the template or its slots, or raise max_length if the model has more positions.",
+                instead="Shorten the template, its slots or the answer, or raise max_length if the model has more "
+                "positions.",
             )
 
 

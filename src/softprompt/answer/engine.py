@@ -1,0 +1,294 @@
+"""One backbone, many prompts, mixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from softprompt import artifact
+from softprompt.artifact import SavedPrompt
+from softprompt.backbone.backbone import Backbone
+from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
+from softprompt.run.forward import Filling, Forward
+from softprompt.run.generation import PromptedModel
+from softprompt.run.score import label_log_probabilities
+from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.task import Task
+
+# Options that decide how many answers come back, in what form, and where they end.
+_OURS = {
+    "max_new_tokens",
+    "max_length",
+    "eos_token_id",
+    "pad_token_id",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "stop_strings",
+}
+
+Request = tuple[str, Mapping[str, Any]]
+"""The name of a prompt and the row it is to answer."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The answer to a classification.
+
+    Attributes:
+        label: the most probable label.
+        probabilities: of each label among the task's labels; they add up to one.
+    """
+
+    label: str
+    probabilities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generated answer.
+
+    Attributes:
+        text: what was written, without end-of-text token.
+        tokens: how many tokens that took, the end-of-text token included.
+        finished: whether the model ended it; False where `max_new_tokens` did.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class _Entry:
+    prompt: SavedPrompt
+    maker: ExampleMaker
+    writer: ExampleMaker
+    filling: Filling
+
+
+class Engine:
+    """Answers with any number of prompts over one backbone; one batch may mix them.
+
+    What stands in front of every row of a prompt (its hard text, its virtual tokens) is compiled to keys and values at
+    the first row and kept until the prompt is removed. A text about which several prompts are asked is read once.
+
+    Attributes:
+        backbone: the frozen model.
+        batch_size: rows that are run at once.
+    """
+
+    def __init__(self, backbone: Backbone, *, batch_size: int = 32) -> None:
+        """
+        Raises:
+            SettingsError: a batch size below 1.
+        """
+        _check_positive("batch_size", batch_size)
+        self.backbone, self.batch_size = backbone, batch_size
+        self._forward = Forward(backbone)
+        self._entries: dict[str, _Entry] = {}
+
+    @property
+    def prompts(self) -> Mapping[str, SavedPrompt]:
+        """The prompts by name."""
+        return {name: entry.prompt for name, entry in self._entries.items()}
+
+    def add(self, name: str, prompt: str | Path | SavedPrompt, *, replace: bool = False) -> None:
+        """Take a prompt in.
+
+        Args:
+            name: what requests call it.
+            prompt: a saved prompt's folder, or a prompt.
+            replace: whether a prompt of that name is replaced.
+
+        Raises:
+            SettingsError: the name is taken, or empty.
+            ArtifactError: the folder cannot be read.
+            MismatchError: it belongs to another backbone.
+        """
+        if not name or (name in self._entries and not replace):
+            raise SettingsError(
+                f"there is a prompt called {name!r} already" if name else "a prompt needs a name",
+                where="name",
+                instead="Give another name, or replace=True." if name else "Give one.",
+            )
+        if isinstance(prompt, SavedPrompt):
+            prompt.check(self.backbone, name)
+            saved = prompt
+        else:
+            saved = artifact.load(prompt, self.backbone)
+        maker, writer = (
+            ExampleMaker(task, self.backbone.tokenizer, self.backbone.positions)
+            # Whoever has a label generated, not chosen, needs room for as much as is generated.
+            for task in (saved.task, Task(saved.task.template, max_length=saved.task.max_length))
+        )
+        if name in self._entries:
+            self.remove(name)
+        self._entries[name] = _Entry(saved, maker, writer, Filling(saved.values, {}))
+
+    def remove(self, name: str) -> None:
+        """Forget a prompt.
+
+        Raises:
+            UnknownPromptError: there is none of that name.
+        """
+        self._entry(name)
+        del self._entries[name]
+        # Hard text in front of its rows, too; the others read theirs again when they next need it.
+        self._forward.reader.forget()
+
+    @torch.no_grad()
+    def classify(self, requests: Sequence[Request]) -> list[Classification]:
+        """Choose a label for each request, in order.
+
+        Raises:
+            UnknownPromptError: a request names a prompt that is not there.
+            RequestError: a prompt has no labels, or a row does not fit its template; the message says which request.
+        """
+        entries, examples = self._read(requests, self._labelled_example)
+        answers: dict[int, Classification] = {}
+        for rows in self._batches(examples):
+            fillings, which = self._fillings([entries[i] for i in rows])
+            verbalizers = [entries[i].maker.verbalizer for i in rows]
+            scores = label_log_probabilities(
+                self._forward, [examples[i] for i in rows], [v for v in verbalizers if v is not None], fillings, which
+            )
+            for i, score in zip(rows, scores, strict=True):
+                labels = entries[i].prompt.task.labels
+                answers[i] = Classification(
+                    labels[int(score.argmax())], dict(zip(labels, score.exp().tolist(), strict=True))
+                )
+        return [answers[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def generate(
+        self, requests: Sequence[Request], *, max_new_tokens: int = 32, seed: int | None = None, **options: Any
+    ) -> list[Generation]:
+        """Write an answer to each request, in order; greedily unless options say otherwise.
+
+        Args:
+            requests: prompts and rows.
+            max_new_tokens: the most tokens an answer may have; as much room is left behind every row.
+            seed: of sampling (`do_sample=True`); with one, the same batch gives the same answers.
+            options: of transformers' `GenerationConfig` (`num_beams`, `do_sample`, `temperature`, ...), those excepted
+                that would ask for something else than one answer a request.
+
+        Raises:
+            UnknownPromptError: a request names a prompt that is not there.
+            RequestError: a row does not fit its template; the message says which request.
+            SettingsError: `max_new_tokens` below 1, or an option or value that transformers does not take.
+        """
+        _check_positive("max_new_tokens", max_new_tokens)
+        config = self._generation_config(max_new_tokens, options)
+        entries, examples = self._read(
+            requests, lambda entry, row, where: entry.writer(row, answered=False, where=where, room_for=max_new_tokens)
+        )
+        answers: dict[int, Generation] = {}
+        devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
+        # The caller's own random numbers go on as if nothing had been drawn.
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for rows in self._batches(examples):
+                try:
+                    written = self._write([entries[i] for i in rows], [examples[i] for i in rows], config)
+                except (ValueError, TypeError, ArithmeticError) as cause:
+                    # Some values are only looked at when they are used.
+                    if not options:
+                        raise
+                    raise _refused_options(cause) from cause
+                answers.update(zip(rows, written, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _write(
+        self, entries: Sequence[_Entry], examples: Sequence[Example], config: GenerationConfig
+    ) -> list[Generation]:
+        fillings, which = self._fillings(entries)
+        ready = self._forward.prepare(examples, fillings, which)
+        sequences = PromptedModel(self.backbone, ready.context).generate(
+            inputs_embeds=ready.inputs_embeds,
+            attention_mask=ready.mask.long(),
+            prompt_ids=ready.rows,
+            generation_config=config,
+        )
+        ends = set(config.eos_token_id or ())
+        answers = []
+        for entry, ids in zip(entries, sequences.tolist(), strict=True):
+            end = next((i for i, token in enumerate(ids) if token in ends), None)
+            kept = ids if end is None else ids[:end]
+            answers.append(Generation(entry.maker.decode(kept), len(kept) + (end is not None), end is not None))
+        return answers
+
+    def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
+        model, tokenizer = self.backbone.model, self.backbone.tokenizer
+        given = model.generation_config.eos_token_id
+        ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+        unknown = set(options) - set(GenerationConfig().to_dict()) | set(options) & _OURS
+        if unknown:
+            raise SettingsError(
+                f"generation takes no option {', '.join(sorted(unknown))}",
+                instead="See transformers' GenerationConfig; what a request gets back is settled here.",
+            )
+        try:
+            return GenerationConfig(
+                **{"do_sample": False, **options},
+                max_new_tokens=max_new_tokens,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=pad,
+            )
+        except (ValueError, TypeError) as cause:
+            raise _refused_options(cause) from cause
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._entries:
+            known = ", ".join(self._entries) or "none"
+            raise UnknownPromptError(f"there is no prompt called {name!r}", instead=f"There are: {known}.")
+        return self._entries[name]
+
+    def _read(
+        self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
+    ) -> tuple[list[_Entry], list[Example]]:
+        """All requests are read before the first is answered."""
+        entries, examples = [], []
+        for number, (name, row) in enumerate(requests, 1):
+            where = f"request {number} ({name})"
+            try:
+                entry = self._entry(name)
+                examples.append(example(entry, row, getattr(row, "where", None) or where))
+            except SoftpromptError as error:
+                error.where = error.where or where
+                raise
+            entries.append(entry)
+        return entries, examples
+
+    @staticmethod
+    def _labelled_example(entry: _Entry, row: Mapping[str, Any], where: str) -> Example:
+        if entry.maker.verbalizer is None:
+            raise RequestError("its task has no labels to choose from", where=where, instead="Use generate.")
+        return entry.maker(row, answered=False, where=where)
+
+    def _batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
+        """Indices of rows of like length, `batch_size` at a time."""
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    @staticmethod
+    def _fillings(entries: Sequence[_Entry]) -> tuple[list[Filling], list[int]]:
+        distinct = {id(entry): entry for entry in entries}
+        index = {key: i for i, key in enumerate(distinct)}
+        return [entry.filling for entry in distinct.values()], [index[id(entry)] for entry in entries]
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
+
+
+def _refused_options(cause: Exception) -> SettingsError:
+    return SettingsError(f"these generation options do not go together: {cause}", where="options")

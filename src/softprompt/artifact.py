@@ -1,0 +1,392 @@
+"""A prompt on disk: a folder, written whole or not at all, and loaded strictly.
+
+prompt.json            what it is: method, template, labels, backbone, tokenizer, training facts, metrics
+prompt.safetensors     what serving needs
+training.safetensors   what going on training and `inspect` need: the parameters, and the values they started from
+README.md              a model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as write_tensors
+from torch import Tensor
+
+from softprompt import __version__, atomic
+from softprompt.backbone.backbone import Backbone
+from softprompt.card import card
+from softprompt.errors import ArtifactError, MismatchError, OutputError, RequestError, SaveError
+from softprompt.prompts import method_named
+from softprompt.prompts.method import Method
+from softprompt.prompts.prompt import VirtualTokens
+from softprompt.text.task import Task
+
+FORMAT = 1
+"""Version of the layout. A reader refuses a newer one."""
+
+MANIFEST, PROMPT, TRAINING, CARD = "prompt.json", "prompt.safetensors", "training.safetensors", "README.md"
+_START = "start."
+_PARAMETERS = "parameters."
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What going on training needs.
+
+    Attributes:
+        parameters: the parametrization's state, by name.
+        start: the prompt's values before the first step, by name, as in `VirtualTokens.tensors`.
+    """
+
+    parameters: Mapping[str, Tensor]
+    start: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPrompt:
+    """A prompt with everything that is known of it.
+
+    Attributes:
+        method: the method and its settings.
+        task: template (all slots with their lengths), labels, target.
+        values: what the slots are filled with, float32.
+        backbone_name: the model, as it was asked for.
+        backbone_fingerprint: see `Backbone`.
+        tokenizer_fingerprint: see `Backbone`.
+        dtype: of the backbone while training.
+        training: facts of the training run.
+        metrics: on the evaluation rows.
+        state: what going on training needs; None where it was not read.
+    """
+
+    method: Method
+    task: Task
+    values: VirtualTokens
+    backbone_name: str
+    backbone_fingerprint: str
+    tokenizer_fingerprint: str
+    dtype: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    state: TrainingState | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of a virtual token."""
+        return self.values.embeddings.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of what serving needs, in bytes."""
+        return sum(t.numel() * t.element_size() for t in self.values.tensors().values())
+
+    def check(self, backbone: Backbone, name: str) -> None:
+        """See that the prompt belongs to a backbone.
+
+        Args:
+            name: how an error calls the prompt.
+
+        Raises:
+            MismatchError: it was learned for another model or tokenizer.
+        """
+        if self.hidden_size != backbone.hidden_size:
+            raise MismatchError(
+                f"its vectors have {self.hidden_size} numbers, "
+                f"the embeddings of {backbone.name!r} {backbone.hidden_size}",
+                where=name,
+                instead=f"Load {self.backbone_name!r}, which it was trained for.",
+            )
+        for kind, mine, theirs in (
+            ("model", self.backbone_fingerprint, backbone.fingerprint),
+            ("tokenizer", self.tokenizer_fingerprint, backbone.tokenizer_fingerprint),
+        ):
+            if mine != theirs:
+                raise MismatchError(
+                    f"it was trained for {self.backbone_name!r} ({kind} fingerprint {mine}), "
+                    f"not for {backbone.name!r} ({theirs})",
+                    where=name,
+                    instead=f"Load {self.backbone_name!r} as it was then, or train the prompt for this {kind}.",
+                )
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Method(_Strict):
+    name: str
+    settings: dict[str, Any]
+
+
+class _Backbone(_Strict):
+    name: str
+    fingerprint: str
+    hidden_size: int
+    dtype: str
+
+
+class _Tokenizer(_Strict):
+    fingerprint: str
+
+
+class _Tensor(_Strict):
+    shape: list[int]
+    dtype: str
+
+
+class _File(_Strict):
+    sha256: str
+    tensors: dict[str, _Tensor]
+
+
+class Manifest(_Strict):
+    """`prompt.json`, as it is written."""
+
+    format: int = Field(ge=1)
+    softprompt_version: str
+    task: Literal["classification", "generation"]
+    method: _Method
+    template: str
+    labels: dict[str, str] | None
+    target: str
+    max_length: int | None
+    backbone: _Backbone
+    tokenizer: _Tokenizer
+    files: dict[str, _File]
+    training: dict[str, Any]
+    metrics: dict[str, float]
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> None:
+    """See, before any work is begun, that a prompt can be saved there.
+
+    Raises:
+        OutputError: something stands there, and it is no prompt or may not be replaced.
+    """
+    path = Path(path)
+    if not path.name or path.name in (".", ".."):
+        raise OutputError("it has no name of its own", where=str(path), instead="Give a folder such as prompts/topic.")
+    standing = atomic.standing(path)
+    if standing is None:
+        beside = next(p for p in path.resolve().parents if p.exists())
+        if not beside.is_dir():
+            raise OutputError(f"{beside} is a file", where=str(path), instead="Give another folder.")
+        return
+    if standing.is_dir() and not any(standing.iterdir()):
+        return
+    if not standing.is_dir() or not (standing / MANIFEST).is_file():
+        raise OutputError("something other than a prompt stands there", where=str(path), instead="Give another folder.")
+    if not overwrite:
+        raise OutputError(
+            "a prompt stands there", where=str(path), instead="Give another folder, or say overwrite (--overwrite)."
+        )
+
+
+def save(prompt: SavedPrompt, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a prompt's folder, whole or not at all.
+
+    Raises:
+        OutputError: something stands there that may not be replaced.
+        SaveError: it could not be written. What stood there before is whole.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    contents = {PROMPT: prompt.values.tensors()}
+    if prompt.state is not None:
+        contents[TRAINING] = _joined(prompt.state)
+    tensors = {name: write_tensors(content, {"format": "pt"}) for name, content in contents.items()}
+    manifest = _manifest(prompt, {name: (contents[name], data) for name, data in tensors.items()})
+    files = {
+        MANIFEST: (json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2) + "\n").encode(),
+        CARD: card(prompt, path.resolve().name).encode(),
+    }
+    try:
+        atomic.write(path, files | tensors, replace=overwrite)
+    except OSError as cause:
+        raise SaveError(
+            f"the prompt could not be written: {cause.strerror or cause}",
+            where=str(path),
+            instead="What stood there before is whole. Free some space or give another folder, and try again.",
+        ) from cause
+    return path
+
+
+def load(path: str | Path, backbone: Backbone | None = None, *, training: bool = False) -> SavedPrompt:
+    """Read a prompt's folder and check all of it.
+
+    Args:
+        path: the folder.
+        backbone: where given, the prompt must belong to it.
+        training: whether to read what going on training needs, too.
+
+    Raises:
+        ArtifactError: there is no prompt, or a name, shape, dtype or checksum does not fit; the message says which.
+        MismatchError: it belongs to another backbone or tokenizer.
+    """
+    path = Path(path)
+    wanted = [MANIFEST, PROMPT, *([TRAINING] if training else [])]
+    try:
+        files = atomic.read(path, wanted)
+    except FileNotFoundError:
+        raise ArtifactError("there is no such folder", where=str(path), instead="Give a prompt's folder.") from None
+    except OSError as cause:
+        raise ArtifactError(
+            f"it cannot be read: {cause}", where=str(path), instead="Give a prompt's folder."
+        ) from cause
+    if MANIFEST not in files:
+        raise ArtifactError(f"it has no {MANIFEST}", where=str(path), instead="Give a prompt's folder.")
+    manifest = _read_manifest(files[MANIFEST], path / MANIFEST)
+    tensors = {name: _read_file(manifest, files, name, path) for name in wanted[1:]}
+    try:
+        saved = _restore(manifest, tensors)
+    except (RequestError, TypeError) as cause:  # TypeError: a setting of another type
+        raise ArtifactError(f"it does not hold together: {cause}", where=str(path / MANIFEST)) from cause
+    _check_values(saved, manifest, path)
+    if backbone is not None:
+        saved.check(backbone, str(path))
+    return saved
+
+
+def holds_training(path: str | Path) -> bool:
+    """Whether what going on training needs stands in a prompt's folder; it may be left out where it is only served."""
+    standing = atomic.standing(Path(path))
+    return standing is not None and (standing / TRAINING).is_file()
+
+
+def _joined(state: TrainingState) -> dict[str, Tensor]:
+    named = {_PARAMETERS + k: v for k, v in state.parameters.items()} | {_START + k: v for k, v in state.start.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+
+
+def _described(tensors: Mapping[str, Tensor]) -> dict[str, _Tensor]:
+    return {n: _Tensor(shape=list(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
+
+
+def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor], bytes]]) -> Manifest:
+    task = prompt.task
+    return Manifest(
+        format=FORMAT,
+        softprompt_version=__version__,
+        task="classification" if task.classifies else "generation",
+        method=_Method(name=prompt.method.NAME, settings=prompt.method.settings()),
+        template=task.template.source,
+        labels=dict(zip(task.labels, task.words, strict=True)) if task.classifies else None,
+        target=task.target,
+        max_length=task.max_length,
+        backbone=_Backbone(
+            name=prompt.backbone_name,
+            fingerprint=prompt.backbone_fingerprint,
+            hidden_size=prompt.hidden_size,
+            dtype=prompt.dtype,
+        ),
+        tokenizer=_Tokenizer(fingerprint=prompt.tokenizer_fingerprint),
+        files={
+            name: _File(sha256=hashlib.sha256(data).hexdigest(), tensors=_described(tensors))
+            for name, (tensors, data) in files.items()
+        },
+        training=dict(prompt.training),
+        metrics=dict(prompt.metrics),
+    )
+
+
+def _read_manifest(content: bytes, where: Path) -> Manifest:
+    try:
+        parsed = json.loads(content)
+        version = parsed.get("format") if isinstance(parsed, dict) else None
+        if isinstance(version, int) and version > FORMAT:
+            raise ArtifactError(
+                f"its format is {version}, this version reads up to {FORMAT}",
+                where=str(where),
+                instead="Install a newer softprompt.",
+            )
+        return Manifest.model_validate(parsed)
+    except ValidationError as cause:
+        first = cause.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "it"
+        raise ArtifactError(f"{place} is wrong: {first['msg']}", where=str(where)) from cause
+    except ValueError as cause:
+        raise ArtifactError(f"it is damaged: {cause}", where=str(where), instead="Restore or retrain it.") from cause
+
+
+def _read_file(manifest: Manifest, files: Mapping[str, bytes], name: str, folder: Path) -> dict[str, Tensor]:
+    where = str(folder / name)
+    if name not in manifest.files or name not in files:
+        raise ArtifactError("the file is missing", where=where, instead="Restore it, or train the prompt again.")
+    expected, content = manifest.files[name], files[name]
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise ArtifactError(
+            f"it is damaged: its {len(content)} bytes are not those that were written",
+            where=where,
+            instead="Restore it, or train the prompt again.",
+        )
+    try:
+        tensors = read_tensors(content)
+    except SafetensorError as cause:
+        raise ArtifactError(f"it is no safetensors file: {cause}", where=where) from cause
+    found = _described(tensors)
+    for tensor in sorted(expected.tensors.keys() | found.keys()):
+        if found.get(tensor) != expected.tensors.get(tensor):
+            raise ArtifactError(
+                f"tensor {tensor!r} is {_words(found.get(tensor))}, "
+                f"{MANIFEST} says {_words(expected.tensors.get(tensor))}",
+                where=where,
+            )
+    return tensors
+
+
+def _words(tensor: _Tensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+
+
+def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> SavedPrompt:
+    task = Task(manifest.template, manifest.labels, target=manifest.target, max_length=manifest.max_length)
+    if any(slot.tokens is None for slot in task.template.slots):
+        raise ArtifactError("a slot of the template has no length")
+    if task.classifies != (manifest.task == "classification"):
+        raise ArtifactError(f"task is {manifest.task!r}, but labels are {manifest.labels!r}")
+    if set(tensors[PROMPT]) != {"embeddings"}:
+        raise ArtifactError(f"{PROMPT} holds {sorted(tensors[PROMPT])}, not ['embeddings']")
+    return SavedPrompt(
+        method=method_named(manifest.method.name, manifest.method.settings),
+        task=task,
+        values=VirtualTokens.from_tensors(tensors[PROMPT]),
+        backbone_name=manifest.backbone.name,
+        backbone_fingerprint=manifest.backbone.fingerprint,
+        tokenizer_fingerprint=manifest.tokenizer.fingerprint,
+        dtype=manifest.backbone.dtype,
+        training=manifest.training,
+        metrics=manifest.metrics,
+        state=_split(tensors[TRAINING]) if TRAINING in tensors else None,
+    )
+
+
+def _split(tensors: Mapping[str, Tensor]) -> TrainingState:
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+    return TrainingState(under(_PARAMETERS), under(_START))
+
+
+def _check_values(saved: SavedPrompt, manifest: Manifest, folder: Path) -> None:
+    embeddings = saved.values.embeddings
+    expected = [sum(slot.tokens or 0 for slot in saved.task.template.slots), manifest.backbone.hidden_size]
+    if list(embeddings.shape) != expected or embeddings.dtype != torch.float32:
+        raise ArtifactError(
+            f"the virtual tokens are {embeddings.dtype} {list(embeddings.shape)}, "
+            f"template and backbone ask for float32 {expected}",
+            where=str(folder / PROMPT),
+        )
+    if not bool(torch.isfinite(embeddings).all()):
+        raise ArtifactError("the virtual tokens hold numbers that are not finite", where=str(folder / PROMPT))
+    if saved.state is not None and _described(saved.state.start) != _described(saved.values.tensors()):
+        raise ArtifactError("the values it started from do not match the prompt's", where=str(folder / TRAINING))

@@ -1,0 +1,129 @@
+"""What every verb shares: common options, how results are shown and how errors end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt.errors import SoftpromptError
+
+if TYPE_CHECKING:
+    from softprompt.backbone.backbone import Backbone
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bars.")]
+Prompt = Annotated[Path, typer.Argument(metavar="DIR", help="A saved prompt's folder.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(help="The backbone, where it is not found under the name the prompt was trained with."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16.", show_default="as the prompt was trained"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows run at once.")]
+
+
+def verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb its ending: an error is one message and an exit status, Ctrl-C no traceback."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        as_json = kwargs.get("as_json", False)
+        _quiet_libraries()
+        try:
+            function(*args, **kwargs)
+        except SoftpromptError as error:
+            if kwargs.get("debug"):
+                raise
+            _report(error, as_json)
+            raise typer.Exit(error.exit_status) from None
+        except KeyboardInterrupt as stop:
+            if kwargs.get("debug"):
+                raise
+            advice = "".join(f"; {hint}" for hint in stop.args)
+            typer.echo(f"softprompt: interrupted{advice}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough. What is still buffered must not raise again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if kwargs.get("debug") or isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            kind = type(error).__name__
+            unforeseen = SoftpromptError(f"{kind}: {error}" if str(error) else kind, instead="--debug shows where.")
+            _report(unforeseen, as_json)
+            raise typer.Exit(unforeseen.exit_status) from None
+
+    return wrapped
+
+
+def _report(error: SoftpromptError, as_json: bool) -> None:
+    if as_json:
+        details = {"type": type(error).__name__, "message": str(error), "where": error.where, "instead": error.instead}
+        typer.echo(json.dumps({"error": details}, ensure_ascii=False), err=True)
+    else:
+        typer.echo(f"softprompt: {error}", err=True)
+
+
+def _quiet_libraries() -> None:
+    """Only what softprompt has to say is shown."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def load_backbone(name: str, dtype: str) -> Backbone:
+    """The backbone, its loading bar kept off the terminal: it takes a second."""
+    from transformers.utils import logging
+
+    from softprompt.backbone.backbone import Backbone
+
+    logging.disable_progress_bar()
+    return Backbone.load(name, dtype=dtype)
+
+
+def show_json(result: Any) -> None:
+    typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def show_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    title: str | None = None,
+    numbers: Sequence[str] = (),
+) -> None:
+    """A table on standard output.
+
+    Args:
+        numbers: the columns that are set flush right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        # Text, not markup: a cell may hold brackets.
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def show_metrics(metrics: Mapping[str, float]) -> None:
+    show_table(["metric", "value"], [(name, f"{value:.4g}") for name, value in metrics.items()], numbers=["value"])

@@ -1,0 +1,56 @@
+"""`softprompt inspect`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softprompt.cli.common import Debug, Json, Model, Prompt, load_backbone, show_json, show_table, verb
+
+
+@verb
+def inspect(
+    folder: Prompt,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture (PNG) into this file.")] = None,
+    nearest: Annotated[int, typer.Option(min=1, help="Vocabulary tokens to name for each virtual token.")] = 3,
+    model: Model = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a soft prompt has become: the nearest words, norms, and drift from the start."""
+    from dataclasses import asdict
+
+    from softprompt import artifact
+    from softprompt.inspection.measure import inspect as run
+    from softprompt.inspection.picture import draw, shown
+
+    prompt = artifact.load(folder, training=artifact.holds_training(folder))
+    # float32 whatever it was trained in: the vocabulary is looked at, nothing is run.
+    inspection = run(prompt, load_backbone(model or prompt.backbone_name, "float32"), nearest=nearest)
+    if plot is not None:
+        draw(inspection, f"{folder.resolve().name}: {prompt.method.NAME}, {prompt.backbone_name}", plot)
+    if as_json:
+        show_json({"method": prompt.method.NAME, "template": prompt.task.template.source, **asdict(inspection)})
+        return
+    typer.echo(f"{prompt.method.NAME} for {prompt.backbone_name}, {prompt.nbytes:,} bytes")
+    typer.echo(f"template: {prompt.task.template.source!r}")
+    if not inspection.tokens:
+        typer.echo("It has no virtual token: it is text.")
+        return
+    rows = [
+        (
+            str(t.index),
+            str(t.slot),
+            "  ".join(f"{shown(n.token)} {n.cosine:.2f}" for n in t.nearest),
+            f"{t.norm:.2f}",
+            "?" if t.drift is None else f"{t.drift:.2f}",
+        )
+        for t in inspection.tokens
+    ]
+    show_table(["#", "slot", "nearest tokens (cosine)", "norm", "drift"], rows, numbers=["#", "slot", "norm", "drift"])
+    low, median, high = inspection.vocabulary_norms
+    typer.echo(f"For comparison, norms of the vocabulary: median {median:.2f}, 5% to 95%: {low:.2f} to {high:.2f}.")
+    if plot is not None:
+        typer.echo(f"Picture: {plot}")

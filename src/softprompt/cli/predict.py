@@ -1,0 +1,110 @@
+"""`softprompt predict`"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softprompt.cli.common import (
+    BatchSize,
+    Debug,
+    Dtype,
+    Json,
+    Model,
+    Prompt,
+    Quiet,
+    load_backbone,
+    show_json,
+    verb,
+)
+from softprompt.errors import SettingsError
+
+if TYPE_CHECKING:
+    from softprompt.answer.engine import Engine
+
+# What `str.splitlines`, and with it many a reader, takes for the end of a line.
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+@verb
+def predict(
+    folder: Prompt,
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="One row, field by field.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="One row, where its only field is called text.")] = None,
+    data: Annotated[str | None, typer.Option(help="Many rows: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.")] = None,
+    model: Model = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a generated answer.")] = 32,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Answer one row, or every row of a file, with a saved prompt.
+
+    A row's answer is printed on a line of its own; with --json as an object with probabilities.
+    """
+    from softprompt import artifact
+    from softprompt.answer.engine import Engine
+
+    rows = _rows(fields, text, data)
+    prompt = artifact.load(folder)
+    engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
+    engine.add("prompt", prompt)
+    for answer in _answers(engine, prompt.task.classifies, rows, max_new_tokens, not quiet and data is not None):
+        if as_json:
+            show_json(answer)
+        elif "label" in answer and data is None:
+            typer.echo(f"{answer['label']} ({answer['probabilities'][answer['label']]:.1%})")
+        else:
+            # One line a row, so that answers line up with the rows of the file.
+            shown = answer.get("label", answer.get("text", ""))
+            typer.echo(shown if data is None else _one_line(shown))
+
+
+def _one_line(text: str) -> str:
+    return "".join(repr(c)[1:-1] if c in _LINE_ENDS else c for c in text)
+
+
+def _rows(fields: Sequence[str] | None, text: str | None, data: str | None) -> Sequence[Mapping[str, Any]]:
+    from softprompt import data as files
+
+    if sum((bool(fields), text is not None, data is not None)) != 1:
+        raise SettingsError(
+            "it takes a row or a file of rows, and one of them only",
+            instead='Give --data FILE, --text "...", or FIELD=VALUE for each field.',
+        )
+    if data is not None:
+        return files.read(data)
+    if text is not None:
+        return [{"text": text}]
+    row = {}
+    for pair in fields or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"{pair!r} is no FIELD=VALUE", instead='Write text="..." and the like.')
+        row[name] = value
+    return [row]
+
+
+def _answers(
+    engine: Engine, classifies: bool, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, progress: bool
+) -> Iterator[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from softprompt.learn.progress import bar
+
+    # Many rows a call, so that the engine can put rows of like length together; not all, so that answers flow.
+    portion = 8 * engine.batch_size
+    with bar("Answering", len(rows), "row", show=progress) as answering:
+        for start in range(0, len(rows), portion):
+            requests = [("prompt", row) for row in rows[start : start + portion]]
+            answers: Sequence[Any] = (
+                engine.classify(requests) if classifies else engine.generate(requests, max_new_tokens=max_new_tokens)
+            )
+            answering.update(len(requests))
+            yield from map(asdict, answers)

@@ -1,0 +1,157 @@
+"""`softprompt train`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from softprompt.cli.common import Debug, Json, Quiet, load_backbone, show_json, show_metrics, verb
+from softprompt.errors import SettingsError
+
+_TASK, _METHOD, _TRAINING = "The task", "What is learned", "Training"
+
+
+def _option(help: str, panel: str, default: str | None = None) -> Any:
+    return typer.Option(help=help, rich_help_panel=panel, show_default=default or False)
+
+
+@verb
+def train(
+    data: Annotated[str, _option("Rows to learn from: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.", _TASK)],
+    template: Annotated[
+        str,
+        _option("Text with {soft} or {soft:N}, {field} and, last, {label}. \\n is a line break.", _TASK),
+    ],
+    out: Annotated[Path, _option("The folder to save the prompt to.", _TASK)],
+    labels: Annotated[
+        str | None,
+        _option("a,b,c or a=word,b=word. Without labels the answer is generated.", _TASK),
+    ] = None,
+    eval_data: Annotated[str | None, _option("Rows to measure on; the best evaluation is kept.", _TASK)] = None,
+    target: Annotated[str, _option("The field that holds the answer.", _TASK, default="label")] = "label",
+    max_length: Annotated[
+        int | None, _option("The most tokens a row may take.", _TASK, default="what the model holds")
+    ] = None,
+    model: Annotated[
+        str, _option("A folder, an installed weight package, or a Hub id.", _METHOD, default="smollm2")
+    ] = "smollm2",
+    dtype: Annotated[
+        str, _option("float32, bfloat16 or float16: of the frozen model.", _METHOD, default="float32")
+    ] = "float32",
+    method: Annotated[
+        str, _option("prompt-tuning, or hard-prompt to measure the text alone.", _METHOD, default="prompt-tuning")
+    ] = "prompt-tuning",
+    tokens: Annotated[int | None, _option("Virtual tokens of each {soft}.", _METHOD, default="20")] = None,
+    init: Annotated[str | None, _option("vocabulary, text, labels or random.", _METHOD, default="vocabulary")] = None,
+    init_text: Annotated[str | None, _option("The words to start from, for --init text.", _METHOD)] = None,
+    steps: Annotated[int | None, _option("Optimizer steps.", _TRAINING, default="150")] = None,
+    batch_size: Annotated[int | None, _option("Rows per step.", _TRAINING, default="16")] = None,
+    learning_rate: Annotated[float | None, _option("Of AdamW.", _TRAINING, default="the method's own")] = None,
+    schedule: Annotated[str | None, _option("linear, cosine or constant.", _TRAINING, default="linear")] = None,
+    warmup: Annotated[
+        float | None, _option("Share of the steps over which the learning rate rises.", _TRAINING, default="0.06")
+    ] = None,
+    weight_decay: Annotated[float | None, _option("Of AdamW.", _TRAINING, default="0")] = None,
+    max_grad_norm: Annotated[float | None, _option("Gradients are clipped to it.", _TRAINING, default="1")] = None,
+    loss: Annotated[
+        str | None, _option("labels (among the label words) or vocabulary.", _TRAINING, default="labels")
+    ] = None,
+    eval_every: Annotated[int | None, _option("Steps between evaluations.", _TRAINING, default="three in all")] = None,
+    cache_bytes: Annotated[
+        int | None, _option("Memory for texts that are read once.", _TRAINING, default="4 GiB")
+    ] = None,
+    seed: Annotated[int | None, _option("Of the init and of the order of rows.", _TRAINING, default="0")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_TRAINING)
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a prompt that stands there.", rich_help_panel=_TRAINING)
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a prompt on rows and save it.
+
+    softprompt train --data news.jsonl --template "Article: {text}\\n{soft:10}Topic: {label}"
+    --labels business,sports,tech --out prompts/topic
+    """
+    from softprompt import artifact
+    from softprompt import data as files
+    from softprompt.learn.settings import Settings
+    from softprompt.learn.training import train as run
+    from softprompt.prompts import method_named
+    from softprompt.text.task import Task
+
+    # Whatever can be refused is refused before the model is loaded.
+    chosen = method_named(method, _given(tokens=tokens, init=init, text=init_text))
+    task = Task(template.replace("\\n", "\n"), _labels(labels), target=target, max_length=max_length)
+    settings = Settings(
+        **_given(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            loss=loss,
+            eval_every=eval_every,
+            cache_bytes=cache_bytes,
+            seed=seed,
+        )
+    )
+    artifact.check_output(out, overwrite=overwrite)
+    rows = files.read(data)
+    held_out = files.read(eval_data) if eval_data else None
+    backbone = load_backbone(model, dtype)
+    try:
+        result = run(
+            backbone,
+            task,
+            chosen,
+            rows,
+            held_out,
+            output=out,
+            overwrite=overwrite,
+            resume=resume,
+            progress=not quiet,
+            settings=settings,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command with --resume goes on with it") from None
+    facts = result.prompt.training
+    if as_json:
+        show_json(
+            {"path": str(out), "bytes": result.prompt.nbytes, "metrics": dict(result.metrics), "training": dict(facts)}
+        )
+        return
+    show_metrics(result.metrics)
+    if facts["rows_cut"]:
+        total = facts["training_rows"] + facts["evaluation_rows"]
+        typer.echo(f"{facts['rows_cut']} of {total} rows were too long; their fields were shortened.")
+    typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
+
+
+def _given(**options: object) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _labels(text: str | None) -> dict[str, str] | list[str] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not any("=" in part for part in parts):
+        return parts
+    pairs = [part.partition("=") for part in parts]
+    if not all(equals for _, equals, _ in pairs):
+        raise SettingsError(
+            f"some labels have a word and some have none: {text}",
+            where="--labels",
+            instead="Write a,b,c, or a=word,b=word for all of them.",
+        )
+    if len({label for label, _, _ in pairs}) < len(pairs):
+        raise SettingsError(f"a label stands twice in {text}", where="--labels", instead="Each must be there once.")
+    return {label.strip(): word.strip() for label, _, word in pairs}

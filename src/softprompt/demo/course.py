@@ -1,0 +1,106 @@
+"""The demonstration: hard prompts, then a learned one, on the same articles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from softprompt.answer.engine import Classification, Engine
+from softprompt.backbone.backbone import Backbone
+from softprompt.demo.news import LABELS, Article, news
+from softprompt.learn.evaluation import evaluate
+from softprompt.learn.training import Result, train
+from softprompt.prompts import HardPrompt, PromptTuning
+from softprompt.text.task import Task
+
+MODEL = "smollm2"
+
+# Every row is cut to this: the headline and the first sentences.
+MAX_LENGTH = 120
+
+_CHOICES = ", ".join(LABELS[:-1]) + " or " + LABELS[-1]
+
+HARD_TEMPLATES: Mapping[str, str] = {
+    "plain": "Article: {text}\nTopic: {label}",
+    "question first": f"Is the following article about {_CHOICES}?\nArticle: {{text}}\nTopic: {{label}}",
+    "question last": f"Article: {{text}}\nQuestion: Is this article about {_CHOICES}?\nAnswer: {{label}}",
+}
+
+LEARNED_TEMPLATE = "Article: {text}\n{soft:10}Topic: {label}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demonstration shows.
+
+    Attributes:
+        articles: how many the accuracies are over; none of them was learned from or chosen by.
+        hard: accuracy of each hard prompt.
+        learned: accuracy of the learned prompt.
+        training: the learned prompt.
+        headlines: unseen headlines, each with its topic and the learned prompt's answer.
+    """
+
+    articles: int
+    hard: Mapping[str, float]
+    learned: float
+    training: Result
+    headlines: Sequence[tuple[Article, Classification]]
+
+
+def run(
+    seed: int,
+    output: Path,
+    *,
+    overwrite: bool,
+    progress: bool,
+    say: Callable[[str], None],
+    learn: int = 50,
+    choose: int = 20,
+    test: int = 50,
+    steps: int = 150,
+) -> Outcome:
+    """Go through the whole demonstration.
+
+    Args:
+        seed: of the draw of articles and of the training.
+        output: the folder for the learned prompt.
+        overwrite: replace a prompt that stands there.
+        progress: show progress bars.
+        say: told what is going on.
+        learn, choose, test: articles of each topic.
+        steps: optimizer steps.
+    """
+    drawn = news(seed, learn=learn, choose=choose, test=test)
+    rows = [article.row for article in drawn.test]
+    say("Loading SmolLM2-135M (bfloat16); it stays frozen.")
+    backbone = Backbone.load(MODEL, dtype="bfloat16")
+    hard = {}
+    for name, template in HARD_TEMPLATES.items():
+        say(f"Hard prompt, {name}: {template!r}")
+        written = train(
+            backbone, Task(template, LABELS, max_length=MAX_LENGTH), HardPrompt(), [rows[0]], progress=False
+        )
+        hard[name] = evaluate(backbone, written.prompt, rows, progress=progress)["accuracy"]
+        say(f"  accuracy {hard[name]:.1%}")
+    say(f"Prompt tuning: {LEARNED_TEMPLATE!r}, {learn * len(LABELS)} articles, {steps} steps")
+    result = train(
+        backbone,
+        Task(LEARNED_TEMPLATE, LABELS, max_length=MAX_LENGTH),
+        PromptTuning(),
+        [article.row for article in drawn.learn],
+        [article.row for article in drawn.choose],
+        output=output,
+        overwrite=overwrite,
+        progress=progress,
+        seed=seed,
+        steps=steps,
+    )
+    learned = evaluate(backbone, result.prompt, rows, progress=progress)["accuracy"]
+    say(f"  accuracy {learned:.1%}")
+    engine = Engine(backbone)
+    engine.add("topic", output)
+    unseen = list({article.label: article for article in drawn.test}.values())[:3]
+    answers = engine.classify([("topic", {"text": article.headline}) for article in unseen])
+    return Outcome(len(rows), hard, learned, result, list(zip(unseen, answers, strict=True)))

@@ -1,0 +1,327 @@
+"""Train one prompt: from rows to a saved folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from softprompt import artifact
+from softprompt.artifact import SavedPrompt, TrainingState
+from softprompt.backbone.backbone import Backbone
+from softprompt.errors import DivergenceError, OutputError, SettingsError, SoftpromptError
+from softprompt.learn.evaluation import measure
+from softprompt.learn.progress import bar
+from softprompt.learn.settings import Settings
+from softprompt.learn.trainer import Learner, LearnerTrainer, last_checkpoint, loss_for
+from softprompt.prompts.method import Method, Parametrization, Vocabulary, count, resolve_task
+from softprompt.prompts.prompt import VirtualTokens
+from softprompt.run.forward import Filling, Forward
+from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.task import Task
+
+_RUN, _PARTIAL_RUN = "run.json", ".run.json.partial"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What training yields.
+
+    Attributes:
+        prompt: the prompt, as it is saved.
+        metrics: of the kept prompt on the evaluation rows; the last training loss where there are none.
+        path: the folder it was saved to, or None.
+        history: what was logged, in order: losses, learning rates, evaluations, each with its step.
+    """
+
+    prompt: SavedPrompt
+    metrics: Mapping[str, float]
+    path: Path | None
+    history: Sequence[Mapping[str, float]]
+
+
+def train(
+    backbone: Backbone,
+    task: Task,
+    method: Method,
+    train_rows: Sequence[Mapping[str, Any]],
+    eval_rows: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
+    settings: Settings | None = None,
+    **options: Any,
+) -> Result:
+    """Train a prompt on rows; the backbone is not changed.
+
+    Args:
+        backbone: the frozen model.
+        task: template and labels. A template without a slot gets one in front, if the method learns anything.
+        method: what is learned, and from where it starts. One that learns nothing is evaluated and saved.
+        train_rows: each with the template's fields and the answer.
+        eval_rows: rows to measure on; the best evaluation's prompt is kept.
+        output: the folder to save the prompt to. Checkpoints stand beside it, in `OUTPUT.checkpoints`, until training
+            is through.
+        overwrite: replace a prompt that stands there.
+        resume: go on from the last checkpoint of an interrupted run with the same settings and rows; the outcome is
+            that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
+        progress: show progress bars.
+        callbacks: of transformers' Trainer: trackers, early stopping.
+        settings: see `Settings`; or give its attributes as keywords (`steps=150`, `learning_rate=5e-3`, ...).
+
+    Raises:
+        RequestError: a row, the template, a setting or the output folder cannot be used; nothing was begun.
+        DivergenceError: the loss is no longer a number. The last good prompt is saved as `OUTPUT.last-good`.
+        SaveError: the prompt could not be written.
+    """
+    unknown = set(options) - set(Settings.known())
+    if unknown:
+        raise SettingsError(
+            f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(Settings.known())}."
+        )
+    settings = replace(settings or Settings(), **options)
+    if output is not None:
+        artifact.check_output(output, overwrite=overwrite)
+    run = _Run(backbone, task, method, settings, progress, callbacks)
+    data = run.maker.all(train_rows)
+    held_out = run.maker.all(eval_rows) if eval_rows else []
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
+            return run(data, held_out, Path(folder), resume=False)
+    output = Path(output)
+    checkpoints = output.with_name(output.name + ".checkpoints")
+    _check_checkpoints(checkpoints, run.identity(data, held_out), resume=resume, overwrite=overwrite)
+    try:
+        result = run(data, held_out, checkpoints, resume=resume)
+    except DivergenceError as error:
+        rescued = run.rescue(error, output)
+        # Going on from a checkpoint would end in the same way.
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        raise rescued from None
+    artifact.save(result.prompt, output, overwrite=overwrite)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return replace(result, path=output)
+
+
+def _check_checkpoints(folder: Path, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the checkpoint folder ready, or say why it cannot be."""
+    record = folder / _RUN
+    if not _is_free(folder) and not record.is_file():
+        raise OutputError(
+            "something other than a training run stands there",
+            where=str(folder),
+            instead="Checkpoints are kept there while training: move it away, or give another output.",
+        )
+    if last_checkpoint(folder) is not None and not overwrite and not resume:
+        raise OutputError(
+            "an interrupted run stands there",
+            where=str(folder),
+            instead="Go on with resume (--resume), or begin anew with overwrite (--overwrite).",
+        )
+    if last_checkpoint(folder) is not None and resume:
+        before = json.loads(record.read_text())
+        changed = [name for name, value in identity.items() if before.get(name) != value]
+        if changed:
+            raise SettingsError(
+                f"the interrupted run had another {', '.join(changed)}",
+                where=str(folder),
+                instead="Give what was given then, or begin anew: overwrite (--overwrite) without resume.",
+            )
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: whoever resumes must be able to read it.
+        partial = folder / _PARTIAL_RUN
+        partial.write_text(json.dumps(identity, indent=2))
+        os.replace(partial, record)
+    except OSError as cause:
+        raise OutputError(f"it cannot be written to: {cause.strerror}", where=str(folder)) from cause
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether nothing stands there, or only what is left of a run that was stopped before it began."""
+    return not folder.exists() or (folder.is_dir() and all(p.name == _PARTIAL_RUN for p in folder.iterdir()))
+
+
+class _Run:
+    """One training run: everything that is decided before the first step."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        method: Method,
+        settings: Settings,
+        progress: bool,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        self.backbone, self.method, self.settings = backbone, method, settings
+        self.progress, self.callbacks = progress, callbacks
+        self.task = resolve_task(task, method)
+        self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
+        self.forward = Forward(backbone, budget=settings.cache_bytes)
+        self.learning_rate = settings.learning_rate or method.LEARNING_RATE
+        self.parametrization = method.build(
+            self.maker.virtual, _vocabulary(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
+        ).to(backbone.device)
+        # A copy: what `tensors` gives may share memory with the parameters.
+        self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
+        self._trainer: LearnerTrainer | None = None
+
+    def identity(self, data: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Any]:
+        """What an interrupted run and the one that goes on must have in common, as JSON holds it."""
+        facts = {
+            "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
+            "template": self.task.template.source,
+            "labels": [list(self.task.labels), list(self.task.words)],
+            "target": self.task.target,
+            "max_length": self.task.max_length,
+            "method": self.method.NAME,
+            **{f"method's {name}": value for name, value in self.method.settings().items()},
+            **self.settings.facts(),
+            "training rows": _digest(data),
+            "evaluation rows": _digest(held_out),
+        }
+        return json.loads(json.dumps(facts))
+
+    def __call__(self, data: list[Example], held_out: list[Example], folder: Path, *, resume: bool) -> Result:
+        began = time.monotonic()
+        left = self._read_ahead([*(data if self.method.LEARNS else ()), *held_out])
+        read = time.monotonic()
+        history: Sequence[Mapping[str, float]] = []
+        outcome = self.parametrization
+        if self.method.LEARNS:
+            trainer = self._make_trainer(data, held_out, folder)
+            trainer.run(last_checkpoint(folder) if resume else None)
+            outcome, history = trainer.learner.outcome, trainer.state.log_history
+        trained = time.monotonic()
+        if held_out:
+            metrics = self._measure(held_out, outcome)
+        else:
+            losses = [entry["loss"] for entry in history if "loss" in entry]
+            metrics = {"train_loss": losses[-1]} if losses else {}
+        prompt = self._prompt(
+            outcome,
+            metrics,
+            {
+                **(self.settings.facts() | {"learning_rate": self.learning_rate} if self.method.LEARNS else {}),
+                "training_rows": len(data),
+                "evaluation_rows": len(held_out),
+                "rows_cut": sum(e.cut > 0 for e in [*data, *held_out]),
+                "texts_not_kept": left,
+                "trained_parameters": count([p for group in outcome.groups().values() for p in group]),
+                "reading_seconds": round(read - began, 1),
+                "training_seconds": round(trained - read, 1),
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+            },
+        )
+        return Result(prompt, metrics, None, history)
+
+    def rescue(self, error: DivergenceError, output: Path) -> DivergenceError:
+        """Save the last good parameters beside the output, and say where."""
+        trainer = self._trainer
+        if trainer is None or trainer.last_good is None:
+            return error
+        self.parametrization.load_state_dict(trainer.last_good)
+        place = output.with_name(output.name + ".last-good")
+        prompt = self._prompt(self.parametrization, {}, {**self.settings.facts(), "diverged_at_step": error.step})
+        try:
+            artifact.save(prompt, place, overwrite=True)
+            where = f"the prompt before it is in {place}"
+        except SoftpromptError as cause:
+            where = f"the prompt before it could not be saved ({cause})"
+        return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
+
+    def _make_trainer(self, data: Sequence[Example], held_out: Sequence[Example], folder: Path) -> LearnerTrainer:
+        learner = Learner(self.parametrization, self.forward, loss_for(self.settings, self.maker.verbalizer))
+        self._trainer = LearnerTrainer(
+            learner,
+            self.settings,
+            self.learning_rate,
+            data,
+            folder,
+            (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
+            device=self.backbone.device,
+            progress=self.progress,
+            callbacks=self.callbacks,
+        )
+        return self._trainer
+
+    def _read_ahead(self, examples: Sequence[Example]) -> int:
+        plans = [self.forward.plan(e) for e in examples]
+        texts = len({(p.head, p.text) for p in plans if p.text})
+        with bar("Reading texts once", texts, "text", show=self.progress and texts > 0) as reading:
+            return self.forward.reader.read_ahead(plans, reading.update)
+
+    def _measure(self, examples: Sequence[Example], parametrization: Parametrization) -> dict[str, float]:
+        with (
+            torch.no_grad(),
+            bar("Evaluating", len(examples), "row", show=self.progress, leave=False) as evaluating,
+        ):
+            # Compiled for this evaluation only: the values go on changing.
+            filling = Filling(parametrization(), {})
+            return measure(
+                self.forward,
+                self.maker.verbalizer,
+                examples,
+                filling,
+                self.settings.eval_batch_size,
+                evaluating.update,
+            )
+
+    def _prompt(
+        self, parametrization: Parametrization, metrics: Mapping[str, float], facts: Mapping[str, Any]
+    ) -> SavedPrompt:
+        values = parametrization().tensors()
+        return SavedPrompt(
+            method=self.method,
+            task=self.task,
+            values=VirtualTokens.from_tensors({name: t.clone() for name, t in values.items()}),
+            backbone_name=self.backbone.name,
+            backbone_fingerprint=self.backbone.fingerprint,
+            tokenizer_fingerprint=self.backbone.tokenizer_fingerprint,
+            dtype=str(self.backbone.dtype).removeprefix("torch."),
+            training=facts,
+            metrics=metrics,
+            state=TrainingState(
+                {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, self.start
+            )
+            if self.method.LEARNS
+            else None,
+        )
+
+
+def _vocabulary(backbone: Backbone, maker: ExampleMaker) -> Vocabulary:
+    tokenizer = backbone.tokenizer
+    return Vocabulary(
+        # Rows of the table past the tokenizer's last token are padding.
+        size=min(len(tokenizer), backbone.embeddings.shape[0]),
+        width=backbone.hidden_size,
+        special=frozenset(tokenizer.all_special_ids),
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        embed=lambda ids: backbone.embed(ids.to(backbone.device)).float().cpu(),
+        labels=maker.verbalizer.words if maker.verbalizer else (),
+    )
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.tokens, example.target)).encode())
+    return digest.hexdigest()

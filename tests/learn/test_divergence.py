@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import tiny
+from softprompt import artifact
+from softprompt.errors import DivergenceError
+from softprompt.learn.trainer import Learner
+from toys import ROWS, At, contents, learn
+
+NAN = float("nan")
+
+
+def spoil(model: Learner) -> None:
+    """The prompt is no number from now on."""
+    model.parametrization.embeddings.data.fill_(NAN)
+
+
+def spoil_gradient(model: Learner) -> None:
+    model.parametrization.embeddings.grad.fill_(NAN)
+
+
+@pytest.mark.parametrize(
+    ("event", "at", "action", "step", "what"),
+    [
+        ("on_step_begin", 3, spoil, 4, "the loss is nan at step 4"),
+        ("on_pre_optimizer_step", 5, spoil_gradient, 6, "not finite at step 6"),
+        ("on_step_end", 2, spoil, 2, "evaluation rows is nan at step 2"),
+    ],
+    ids=["loss", "gradient of the last step", "evaluation"],
+)
+def test_the_last_good_prompt_is_saved_and_the_old_one_untouched(tmp_path, event, at, action, step, what):
+    learn(output=tmp_path / "p", seed=7)
+    old = contents(tmp_path / "p")
+    seen = []
+    note = At("on_step_begin", step - 1, lambda model: seen.append(model.parametrization.embeddings.detach().clone()))
+    with pytest.raises(DivergenceError, match=what) as failure:
+        learn(eval_rows=ROWS, output=tmp_path / "p", overwrite=True, callbacks=[note, At(event, at, action)])
+    assert failure.value.step == step
+    assert str(tmp_path / "p.last-good") in str(failure.value)
+    assert "learning rate" in failure.value.instead
+    saved = artifact.load(tmp_path / "p.last-good", tiny.backbone(), training=True)
+    assert torch.isfinite(saved.values.embeddings).all()
+    assert saved.training["diverged_at_step"] == step
+    if action is not spoil or event == "on_step_end":
+        assert torch.equal(saved.values.embeddings, seen[0])
+    assert contents(tmp_path / "p") == old
+    # Nothing is left that would only diverge again.
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "p.last-good"]
+
+
+@pytest.mark.parametrize("output", [True, False], ids=["saved", "not saved"])
+def test_a_learning_rate_beyond_all_bounds(tmp_path, output):
+    with pytest.raises(DivergenceError) as failure:
+        learn(tiny.backbone("gpt2"), learning_rate=1e30, steps=9, output=tmp_path / "p" if output else None)
+    assert re.search(rf"at step {failure.value.step}\b", str(failure.value))
+    assert (tmp_path / "p.last-good").exists() == output
+    if output:
+        assert torch.isfinite(artifact.load(tmp_path / "p.last-good").values.embeddings).all()
+
+
+def test_what_stands_where_the_last_good_prompt_would_go_is_left_alone(tmp_path):
+    (tmp_path / "p.last-good").mkdir()
+    (tmp_path / "p.last-good" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DivergenceError, match=r"could not be saved.*something other than a prompt"):
+        learn(output=tmp_path / "p", callbacks=[At("on_step_begin", 3, spoil)])
+    assert contents(tmp_path) == {"p.last-good/thesis.txt": b"years of work"}

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import reference
+import tiny
+from reference import assert_close
+from softprompt.prompts.prompt import VirtualTokens
+from softprompt.run.forward import Filling, Forward
+from softprompt.run.score import label_log_probabilities
+from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.task import Task
+
+# Two labels told apart by their first tokens, two that are not, and one of them in front of its text.
+TASKS = (
+    Task("Article: {text}{soft:2}\nTopic: {label}", ["sports", "business"]),
+    Task("{text}{soft:3}{label}", {"a": "the market fell", "b": "the market won", "c": "the team"}),
+    Task("{soft:2}{text}: {label}", {"a": "yes yes", "b": "yes no"}),
+)
+TEXTS = ("the team won", "x", "the market fell, and fell, and fell")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """A row of every task about every text: examples, verbalizers, prompts, and each row's prompt."""
+    backbone = reference.backbone("llama")
+    makers = [ExampleMaker(task, backbone.tokenizer) for task in TASKS]
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randn(m.virtual, backbone.hidden_size, generator=generator) * 0.2 for m in makers]
+    pairs = [(k, m({"text": text}, answered=False)) for text in TEXTS for k, m in enumerate(makers)]
+    which = [k for k, _ in pairs]
+    return [e for _, e in pairs], [makers[k].verbalizer for k in which], prompts, which
+
+
+def wanted(model, example, verbalizer, prompt) -> torch.Tensor:
+    """Each word behind the row, by the plain model; only what tells the words apart is scored."""
+    words = [word[:1] for word in verbalizer.words] if verbalizer.by_first_token else verbalizer.words
+    scores = []
+    for word in words:
+        logs = reference.logits(model, Example(example.tokens, example.field_at, word), prompt).log_softmax(dim=-1)
+        scores.append(sum(logs[i, token] for i, token in enumerate(word)))
+    return torch.stack(scores).log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_mixed_tasks_are_scored_as_each_row_alone(family, asked):
+    examples, verbalizers, prompts, which = asked
+    assert {v.by_first_token for v in verbalizers} == {True, False}
+    fillings = [Filling(VirtualTokens(p)) for p in prompts]
+    found = label_log_probabilities(Forward(reference.backbone(family)), examples, verbalizers, fillings, which)
+    for scores, example, verbalizer, k in zip(found, examples, verbalizers, which, strict=True):
+        assert scores.dtype == torch.float32
+        assert_close(scores, wanted(reference.plain(family), example, verbalizer, prompts[k]))
+        assert_close(scores.exp().sum(), torch.tensor(1.0))
+
+
+def test_a_row_is_scored_the_same_alone(asked):
+    examples, verbalizers, prompts, which = asked
+    forward = Forward(reference.backbone("llama"))
+    fillings = [Filling(VirtualTokens(p)) for p in prompts]
+    together = label_log_probabilities(forward, examples, verbalizers, fillings, which)
+    for scores, example, verbalizer, k in zip(together, examples, verbalizers, which, strict=True):
+        (alone,) = label_log_probabilities(forward, [example], [verbalizer], [fillings[k]])
+        assert_close(scores, alone)
+
+
+def test_the_rows_own_answers_are_not_looked_at(asked):
+    examples, verbalizers, prompts, which = asked
+    forward = Forward(reference.backbone("llama"))
+    fillings = [Filling(VirtualTokens(p)) for p in prompts]
+    answered = [Example(e.tokens, e.field_at, (7, 8, 9), 0) for e in examples]
+    for one, other in zip(
+        label_log_probabilities(forward, examples, verbalizers, fillings, which),
+        label_log_probabilities(forward, answered, verbalizers, fillings, which),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_where_first_tokens_differ_each_row_is_run_once(asked):
+    examples, verbalizers, prompts, which = asked
+    backbone = reference.backbone("llama")
+    first = [i for i, v in enumerate(verbalizers) if v.by_first_token]
+    with reference.inputs_of(backbone.model.get_output_embeddings()) as seen:
+        label_log_probabilities(
+            Forward(backbone),
+            [examples[i] for i in first],
+            [verbalizers[i] for i in first],
+            [Filling(VirtualTokens(p)) for p in prompts],
+            [which[i] for i in first],
+        )
+    assert [s.shape[:2] for s in seen] == [(len(first), 1)]
