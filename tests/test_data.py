@@ -48,12 +48,6 @@ def test_parquet(tmp_path):
     assert rows[2].where == f"{path}, row 3"
 
 
-def test_the_folders_of_a_parquet_file_add_no_column(tmp_path):
-    path = tmp_path / "split=test" / "rows.parquet"
-    parquet(path, ROWS)
-    assert data.read(path) == ROWS
-
-
 def test_blank_lines_are_passed_over_and_counted(tmp_path):
     rows = data.read(file(tmp_path, "rows.jsonl", '\n{"text": "a"}\n  \n\r\n{"text": "b"}\n\n'))
     assert [(row["text"], row.where.rpartition(" ")[2]) for row in rows] == [("a", "2"), ("b", "5")]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
+import reference
 import tiny
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
+from softprompt.learn.trainer import Learner
 from softprompt.learn.training import Result, train
 from softprompt.prompts import Method, PromptTuning
 from softprompt.prompts.prompt import VirtualTokens
@@ -75,30 +79,47 @@ def prompt(
     )
 
 
+def plain_probabilities(family: str, asked: SavedPrompt, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """`[rows, labels]`, by a model that was never taken in, the prompt's vectors written among its embeddings."""
+    model, maker = reference.plain(family), ExampleMaker(asked.task, reference.backbone(family).tokenizer)
+    first = maker.verbalizer.by_first_token
+    words = [word[:1] if first else word for word in maker.verbalizer.words]
+    table = []
+    for row in rows:
+        example = maker(row, answered=False)
+        logs = []
+        for word in words:
+            logits = reference.logits(model, replace(example, target=word), asked.values.embeddings)
+            logs.append(logits.log_softmax(-1)[range(len(word)), word].sum())
+        table.append(torch.stack(logs).softmax(-1))
+    return torch.stack(table)
+
+
+def png_size(content: bytes) -> tuple[int, int]:
+    """Width and height of a whole PNG file."""
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@dataclass
-class At(TrainerCallback):
-    """Does something when an event of the Trainer comes at a step; the step of `on_step_begin` has not been counted."""
+def at(event: str, step: int, action: Callable[[Learner], Any]) -> TrainerCallback:
+    """Does something when an event of the Trainer comes at a step; `on_step_begin` comes before its step is counted."""
 
-    event: str
-    step: int
-    action: Any
+    def act(self: TrainerCallback, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            action(kwargs["model"])
 
-    def __getattribute__(self, name: str) -> Any:
-        wanted = object.__getattribute__(self, "__dict__").get("event")
-        return self._act if name == wanted else object.__getattribute__(self, name)
-
-    def _act(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.action(kwargs["model"])
+    return type("At", (TrainerCallback,), {event: act})()
 
 
-def interrupt(model: object) -> None:
-    """Ctrl-C, for `At`."""
+def interrupt(model: Learner) -> None:
+    """Ctrl-C, for `at`."""
     raise KeyboardInterrupt
 
 

@@ -2,13 +2,14 @@
 
 The files go into `.NAME.partial` beside the target, are flushed to the disk and then renamed into place. A folder that
 is replaced steps aside as `.NAME.replaced` first and is deleted last. Of these three names only `.NAME.partial` may
-ever be half a folder, so whenever the work stops, even by `kill -9`, there is a whole folder to read: under its name or,
-where the work stopped between the two renames, as `.NAME.replaced`. `read` looks there by itself, and the next `write`
-tidies up.
+ever be half a folder, so whenever the work stops, even by `kill -9`, there is a whole folder to read: under its name
+or, where the work stopped between the two renames, as `.NAME.replaced`. `read` looks there by itself, and the next
+`write` tidies up.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,10 +39,12 @@ def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
         OSError: it could not be written, or stands there already. What stood there before is whole, as it is after
             Ctrl-C, unless that came after the second rename: then the new folder is.
     """
-    target = target.resolve()
+    target = _followed(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _locked(target.parent):
         try:
+            if target.exists() and not target.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
             _settle(target)
             _fill(_partial(target), files)
             if replace and target.exists():
@@ -59,7 +62,7 @@ def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
 
 def standing(target: Path) -> Path | None:
     """Where the folder is: under its name, set aside by a writer that was killed, or nowhere (None)."""
-    target = target.resolve()
+    target = _followed(target)
     return next((place for place in (target, _replaced(target)) if place.exists()), None)
 
 
@@ -82,6 +85,11 @@ def read(target: Path, names: Iterable[str]) -> dict[str, bytes]:
     if standing(target) is None:
         raise FileNotFoundError(f"no such folder: {target}")
     raise OSError(f"{target} is being written again and again")
+
+
+def _followed(target: Path) -> Path:
+    # Not `Path.resolve`: links that lead in a circle are a RuntimeError there, before Python 3.13.
+    return Path(os.path.realpath(target))
 
 
 def _identity(folder: Path) -> tuple[int, int, int]:

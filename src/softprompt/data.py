@@ -125,8 +125,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        # This file alone: `read_table` makes columns of a path such as `label=a/rows.parquet`.
-        table = pyarrow.parquet.ParquetFile(path).read()
+        table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as cause:
         raise DataError(f"it is no Parquet: {cause}", where=str(path)) from cause
     for number, values in enumerate(table.to_pylist(), 1):

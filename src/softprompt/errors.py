@@ -21,7 +21,8 @@ A message says what was wrong, where, and what to do instead.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 
 class SoftpromptError(Exception):
@@ -104,6 +105,10 @@ class DivergenceError(WorkError):
     def __init__(self, what: str, *, step: int, where: str | None = None, instead: str | None = None) -> None:
         super().__init__(what, where=where, instead=instead)
         self.step = step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is copied, and sent between processes, by its arguments alone.
+        return partial(type(self), step=self.step), self.args, self.__dict__
 
 
 class SaveError(WorkError):

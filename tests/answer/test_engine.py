@@ -18,7 +18,7 @@ from softprompt.learn.evaluation import evaluate
 from softprompt.prompts import HardPrompt, PromptTuning
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
-from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, WRITING, decided_backbone, learn, prompt
+from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, WRITING, decided_backbone, learn, plain_probabilities, prompt
 
 # Of different places, lengths, labels and fields; one is text alone, one has label words that begin alike.
 CLASSIFYING = {
@@ -57,18 +57,10 @@ def requests(made: Engine, texts: list[str] = TEXTS) -> list[tuple[str, dict[str
     return [(name, {"text": text}) for text in texts for name in made.prompts]
 
 
-def plain_probabilities(family: str, asked: artifact.SavedPrompt, row: dict[str, str]) -> list[float]:
-    """Of each label, by a model that was never taken in, the prompt's vectors among its embeddings."""
-    backbone, model = reference.backbone(family), reference.plain(family)
-    maker = ExampleMaker(asked.task, backbone.tokenizer)
-    tokens = maker(row, answered=False).tokens
-    logs = []
-    for word in maker.verbalizer.words:
-        word = word[:1] if maker.verbalizer.by_first_token else word
-        sequence = reference.embeds(model, (*tokens, *word[:-1]), asked.values.embeddings)
-        each = model(inputs_embeds=sequence).logits[0, -len(word) :].log_softmax(-1)
-        logs.append(sum(each[i, token] for i, token in enumerate(word)))
-    return torch.stack(logs).softmax(-1).tolist()
+def assert_plain(answer: Classification, family: str, asked: artifact.SavedPrompt, row: dict[str, str]) -> None:
+    (wanted,) = plain_probabilities(family, asked, [row]).tolist()
+    assert list(answer.probabilities) == list(asked.task.labels)
+    assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
 
 
 def assert_same(got: list[Classification], wanted: list[Classification], tolerance: float = 1e-5) -> None:
@@ -89,9 +81,7 @@ def test_what_was_trained_is_what_is_served(tmp_path, family, template):
     assert live == loaded
     losses, right = [], 0
     for answer, row in zip(live, ROWS, strict=True):
-        wanted = plain_probabilities(family, result.prompt, row)
-        assert list(answer.probabilities) == LABELS
-        assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
+        assert_plain(answer, family, result.prompt, row)
         assert answer.label == max(answer.probabilities, key=answer.probabilities.__getitem__)
         losses.append(-torch.tensor(answer.probabilities[row["label"]]).log())
         right += answer.label == row["label"]
@@ -119,10 +109,7 @@ def test_a_mixed_batch_classifies_as_the_plain_model(family):
     made = engine(family, "classify")
     asked = requests(made)
     for answer, (name, row) in zip(made.classify(asked), asked, strict=True):
-        saved_prompt = made.prompts[name]
-        assert list(answer.probabilities) == list(saved_prompt.task.labels)
-        wanted = plain_probabilities(family, saved_prompt, row)
-        assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-5)
+        assert_plain(answer, family, made.prompts[name], row)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
@@ -191,8 +178,10 @@ def test_answers_come_in_the_order_of_the_requests(size):
     for name, task in CLASSIFYING.items():
         made.add(name, saved(name, task, backbone))
     asked = requests(made)[::-1]
-    assert_same(made.classify(asked), engine("llama", "classify").classify(asked))
-    assert len(made.generate(asked, max_new_tokens=1)) == len(asked)
+    alone = engine("llama", "classify")
+    assert_same(made.classify(asked), [alone.classify([request])[0] for request in asked])
+    written = [alone.generate([request], max_new_tokens=2)[0] for request in asked]
+    assert made.generate(asked, max_new_tokens=2) == written
 
 
 def test_no_request_has_no_answer():

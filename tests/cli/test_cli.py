@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import statistics
-import struct
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from softprompt import artifact
 from softprompt.cli import app
 from softprompt.cli.predict import _one_line
 from softprompt.learn.trainer import LearnerTrainer, last_checkpoint
-from toys import BEHIND, FRONT, ROWS, contents
+from toys import BEHIND, FRONT, ROWS, contents, png_size
 
 TEMPLATE = r"{soft:4}Article: {text}\nTopic: {label}"
 VERBS = ("train", "eval", "predict", "inspect")
@@ -208,9 +207,7 @@ def test_a_picture_is_drawn(here):
     result = run("inspect", "topic", "--plot", "picture.png")
     assert result.exit_code == 0
     assert "Picture: picture.png" in result.stdout
-    content = (here / "picture.png").read_bytes()
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    width, height = struct.unpack(">II", content[16:24])
+    width, height = png_size((here / "picture.png").read_bytes())
     assert width > 1000
     assert height > 400
     assert_refused(run("inspect", "hard", "--plot", "picture.png"), "no virtual token to draw")

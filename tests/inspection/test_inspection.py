@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import struct
 import warnings
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from softprompt.inspection.picture import draw, shown
 from softprompt.prompts import HardPrompt
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.text.task import Task
-from toys import LABELS, prompt
+from toys import LABELS, png_size, prompt
 
 TWO_SLOTS = Task("{soft:2}{text}{soft:3}:{label}", LABELS)
 
@@ -80,12 +79,6 @@ def test_what_cannot_be_inspected_is_refused():
         inspected(nearest=0)
     with pytest.raises(MismatchError):
         inspect(prompt(reference.backbone("llama")), tiny.backbone(seed=1))
-
-
-def png_size(content: bytes) -> tuple[int, int]:
-    assert content.startswith(b"\x89PNG\r\n\x1a\n")
-    assert content.endswith(b"IEND\xaeB`\x82")
-    return struct.unpack(">II", content[16:24])
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["with its start", "without"])

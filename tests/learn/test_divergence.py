@@ -9,7 +9,7 @@ import tiny
 from softprompt import artifact
 from softprompt.errors import DivergenceError
 from softprompt.learn.trainer import Learner
-from toys import ROWS, At, contents, learn
+from toys import ROWS, at, contents, learn
 
 NAN = float("nan")
 
@@ -24,7 +24,7 @@ def spoil_gradient(model: Learner) -> None:
 
 
 @pytest.mark.parametrize(
-    ("event", "at", "action", "step", "what"),
+    ("event", "when", "action", "step", "what"),
     [
         ("on_step_begin", 3, spoil, 4, "the loss is nan at step 4"),
         ("on_pre_optimizer_step", 5, spoil_gradient, 6, "not finite at step 6"),
@@ -32,13 +32,13 @@ def spoil_gradient(model: Learner) -> None:
     ],
     ids=["loss", "gradient of the last step", "evaluation"],
 )
-def test_the_last_good_prompt_is_saved_and_the_old_one_untouched(tmp_path, event, at, action, step, what):
+def test_the_last_good_prompt_is_saved_and_the_old_one_untouched(tmp_path, event, when, action, step, what):
     learn(output=tmp_path / "p", seed=7)
     old = contents(tmp_path / "p")
     seen = []
-    note = At("on_step_begin", step - 1, lambda model: seen.append(model.parametrization.embeddings.detach().clone()))
+    note = at("on_step_begin", step - 1, lambda model: seen.append(model.parametrization.embeddings.detach().clone()))
     with pytest.raises(DivergenceError, match=what) as failure:
-        learn(eval_rows=ROWS, output=tmp_path / "p", overwrite=True, callbacks=[note, At(event, at, action)])
+        learn(eval_rows=ROWS, output=tmp_path / "p", overwrite=True, callbacks=[note, at(event, when, action)])
     assert failure.value.step == step
     assert str(tmp_path / "p.last-good") in str(failure.value)
     assert "learning rate" in failure.value.instead
@@ -66,5 +66,5 @@ def test_what_stands_where_the_last_good_prompt_would_go_is_left_alone(tmp_path)
     (tmp_path / "p.last-good").mkdir()
     (tmp_path / "p.last-good" / "thesis.txt").write_text("years of work")
     with pytest.raises(DivergenceError, match=r"could not be saved.*something other than a prompt"):
-        learn(output=tmp_path / "p", callbacks=[At("on_step_begin", 3, spoil)])
+        learn(output=tmp_path / "p", callbacks=[at("on_step_begin", 3, spoil)])
     assert contents(tmp_path) == {"p.last-good/thesis.txt": b"years of work"}

@@ -12,11 +12,13 @@ from softprompt.errors import DataError, LabelError, MismatchError, SettingsErro
 from softprompt.learn.evaluation import evaluate
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
-from toys import FRONT, ROWS, TOPICS, WRITING, prompt
+from toys import FRONT, ROWS, TOPICS, WRITING, plain_probabilities, prompt
 
 # Whichever labels the random prompt picks, they are not all right and not all wrong.
 MANY = [{"text": t, "label": label} for t in ("won", "fell", "x", "the match", "y, z") for label in ("a", "b", "c")]
 THREE = Task(FRONT, ["a", "b", "c"])
+# Some of them are neither an answer nor a guess.
+MORE = Task(FRONT, list("abcdefghijkl"))
 ONE_TOKEN = Task(FRONT, {"sports": "the match", "business": "the market"})
 
 
@@ -25,27 +27,10 @@ def measured(task, rows, **options):
     return evaluate(backbone, prompt(backbone, task), rows, progress=False, **options)
 
 
-def scores(task, rows) -> torch.Tensor:
-    """Log-probability of every label for every row by the plain model, `[rows, labels]`."""
-    backbone, model = reference.backbone("llama"), reference.plain("llama")
-    values = prompt(backbone, task).values.embeddings
-    maker = ExampleMaker(task, backbone.tokenizer)
-    table = []
-    for row in rows:
-        tokens = maker(row, answered=False).tokens
-        logs = []
-        for word in maker.verbalizer.words:
-            sequence = reference.embeds(model, (*tokens, *word[:-1]), values)
-            each = model(inputs_embeds=sequence).logits[0, -len(word) :].log_softmax(-1)
-            logs.append(sum(each[i, token] for i, token in enumerate(word)))
-        table.append(torch.stack(logs))
-    return torch.stack(table).log_softmax(-1)
-
-
-@pytest.mark.parametrize(("task", "rows"), [(THREE, MANY), (TOPICS, ROWS), (ONE_TOKEN, ROWS)])
+@pytest.mark.parametrize(("task", "rows"), [(THREE, MANY), (MORE, MANY), (TOPICS, ROWS), (ONE_TOKEN, ROWS)])
 def test_classification_metrics_are_those_of_the_plain_model(task, rows):
     found = measured(task, rows)
-    table = scores(task, rows)
+    table = plain_probabilities("llama", prompt(reference.backbone("llama"), task), rows).log()
     truth = torch.tensor([task.labels.index(row["label"]) for row in rows])
     guess = table.argmax(-1)
     f1 = []

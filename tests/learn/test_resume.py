@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import tiny
 from softprompt import artifact, atomic
 from softprompt.errors import OutputError, SaveError, SettingsError
 from softprompt.prompts import PromptTuning
 from softprompt.text.task import Task
-from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, At, contents, interrupt, learn
+from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, at, contents, interrupt, learn
 
 # Checkpoints after steps 5, 10 and 12; two batches of unequal size an epoch; an evaluation between checkpoints.
 run = partial(learn, eval_rows=ROWS[:4], steps=12, eval_every=4)
@@ -49,19 +49,19 @@ def checkpoints(output: Path) -> Path:
 def stop(output: Path, event: str = "on_step_end", step: int = 7, **options) -> Path:
     """Begin a run and stop it; its checkpoints."""
     with pytest.raises(KeyboardInterrupt):
-        run(output=output, callbacks=[At(event, step, interrupt)], **options)
+        run(output=output, callbacks=[at(event, step, interrupt)], **options)
     assert not output.exists()
     return checkpoints(output)
 
 
-class Steps(list):
-    """The steps that a run made."""
+class Steps(TrainerCallback):
+    """Notes which steps a run makes."""
 
-    @property
-    def callback(self) -> At:
-        watcher = At("on_step_begin", -1, None)
-        watcher._act = lambda args, state, control, **kwargs: self.append(state.global_step + 1)
-        return watcher
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self.made.append(state.global_step + 1)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ class Steps(list):
 def test_goes_on_from_the_last_checkpoint(tmp_path, straight, event, step, first):
     stop(tmp_path / "p", event, step)
     steps = Steps()
-    assert_same(run(output=tmp_path / "p", resume=True, callbacks=[steps.callback]), straight)
-    assert (steps[0] if steps else None) == first
-    assert steps == list(range(first or 13, 13))
+    assert_same(run(output=tmp_path / "p", resume=True, callbacks=[steps]), straight)
+    assert (steps.made[0] if steps.made else None) == first
+    assert steps.made == list(range(first or 13, 13))
 
 
 def test_stopped_again_and_again(tmp_path, straight):
@@ -104,8 +104,8 @@ def test_generation_goes_on_as_well(tmp_path, template):
 def test_killed_outright(tmp_path, straight):
     script = (
         "import os, signal, torch; torch.set_num_threads(1);"
-        "from toys import At, ROWS, learn;"
-        "kill = At('on_step_end', 8, lambda model: os.kill(os.getpid(), signal.SIGKILL));"
+        "from toys import at, ROWS, learn;"
+        "kill = at('on_step_end', 8, lambda model: os.kill(os.getpid(), signal.SIGKILL));"
         f"learn(eval_rows=ROWS[:4], steps=12, eval_every=4, output={str(tmp_path / 'p')!r}, callbacks=[kill])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -128,8 +128,8 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, straight, damage):
     else:
         state.write_bytes(state.read_bytes()[: 0 if damage == "emptied" else 300])
     steps = Steps()
-    assert_same(run(output=tmp_path / "p", resume=True, callbacks=[steps.callback]), straight)
-    assert steps[0] == 6
+    assert_same(run(output=tmp_path / "p", resume=True, callbacks=[steps]), straight)
+    assert steps.made[0] == 6
 
 
 def full_disk(*args, **kwargs):
@@ -145,8 +145,8 @@ def test_a_full_disk_at_the_save_loses_nothing(tmp_path, straight, monkeypatch):
             run(output=tmp_path / "p", overwrite=True)
     assert contents(tmp_path / "p") == old
     steps = Steps()
-    result = run(output=tmp_path / "p", overwrite=True, resume=True, callbacks=[steps.callback])
-    assert steps == []
+    result = run(output=tmp_path / "p", overwrite=True, resume=True, callbacks=[steps])
+    assert steps.made == []
     assert_same(result, straight)
 
 
@@ -199,8 +199,8 @@ def test_a_run_left_behind_is_refused_unless_it_is_resumed(tmp_path):
 def test_overwrite_begins_a_left_behind_run_anew(tmp_path, straight):
     stop(tmp_path / "p", seed=3)
     steps = Steps()
-    assert_same(run(output=tmp_path / "p", overwrite=True, callbacks=[steps.callback]), straight)
-    assert steps == list(range(1, 13))
+    assert_same(run(output=tmp_path / "p", overwrite=True, callbacks=[steps]), straight)
+    assert steps.made == list(range(1, 13))
 
 
 def test_resume_begins_where_there_is_nothing(tmp_path, straight):

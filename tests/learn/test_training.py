@@ -13,7 +13,7 @@ from softprompt.learn.evaluation import evaluate
 from softprompt.prompts import HardPrompt, PromptTuning
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
-from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, WRITING, At, contents, decided_backbone, learn
+from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, WRITING, at, contents, decided_backbone, learn
 
 TWO_SLOTS = Task("{soft:2}{text}{soft:3}:{label}", LABELS)
 SHORT = [{"text": "won", "label": "sports"}, {"text": "fell", "label": "business"}]
@@ -94,7 +94,7 @@ def test_the_best_evaluation_is_kept_and_not_the_last():
     train_rows, eval_rows = ([{"text": r["text"], "label": label} for r in ROWS] for label in ("won", "fell"))
     seen = {}
     note = [
-        At("on_evaluate", n, lambda m, n=n: seen.setdefault(n, m.parametrization().embeddings.clone())) for n in (2, 8)
+        at("on_evaluate", n, lambda m, n=n: seen.setdefault(n, m.parametrization().embeddings.clone())) for n in (2, 8)
     ]
     result = learn(decided_backbone(), WRITING, train_rows, eval_rows, steps=8, eval_every=2, callbacks=note)
     measured = [entry["eval_loss"] for entry in result.history if "eval_loss" in entry]
@@ -129,7 +129,7 @@ def test_evaluations_come_when_they_were_asked_for(options, steps):
 @pytest.mark.parametrize("eval_rows", [None, []])
 def test_without_evaluation_rows_the_last_step_is_kept(eval_rows):
     last = []
-    note = At("on_train_end", 6, lambda model: last.append(model.parametrization().embeddings.detach().clone()))
+    note = at("on_train_end", 6, lambda model: last.append(model.parametrization().embeddings.detach().clone()))
     result = learn(eval_rows=eval_rows, callbacks=[note])
     assert torch.equal(embeddings(result), last[0])
     assert result.metrics == {"train_loss": losses(result)[-1]}
@@ -210,7 +210,7 @@ def test_without_an_output_nothing_is_left_on_disk(tmp_path, monkeypatch):
 def test_an_output_that_stands_is_refused_before_any_work(tmp_path, resume):
     first = learn(output=tmp_path / "p")
     before = contents(tmp_path)
-    # At the first row it would be the label that is refused.
+    # at the first row it would be the label that is refused.
     with pytest.raises(OutputError, match=r"a prompt stands there.*--overwrite"):
         learn(task=Task(FRONT, ["won", "fell"]), output=first.path, resume=resume)
     assert contents(tmp_path) == before

@@ -215,7 +215,7 @@ class Engine:
             prompt_ids=ready.rows,
             generation_config=config,
         )
-        ends = set(config.eos_token_id or ())
+        ends = set(config.eos_token_id)
         answers = []
         for entry, ids in zip(entries, sequences.tolist(), strict=True):
             end = next((i for i, token in enumerate(ids) if token in ends), None)
@@ -238,7 +238,7 @@ class Engine:
             return GenerationConfig(
                 **{"do_sample": False, **options},
                 max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(ends) or None,
+                eos_token_id=sorted(ends),
                 pad_token_id=pad,
             )
         except (ValueError, TypeError) as cause:

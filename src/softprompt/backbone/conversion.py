@@ -40,31 +40,36 @@ def convert(gguf: Path, name: str) -> Path:
     """
     from filelock import FileLock
 
-    folder = cache_folder() / f"{name}-{_digest(gguf)[:16]}-v{VERSION}"
-    if _is_whole(folder):
-        return folder
-    partial = folder.with_name(f".{folder.name}.partial")
+    cache = cache_folder()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if _is_whole(folder):
-                return folder
-            # Under the lock, anything half-written was left by a process that was killed.
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.mkdir()
-            with _status(f"Converting {gguf.name} for {name} (once; kept in {folder.parent})"):
-                _write(gguf, partial)
-            partial.rename(folder)
+        folder = cache / f"{name}-{_digest(gguf)[:16]}-v{VERSION}"
+        if _is_whole(folder):
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f".{folder.name}.lock"):
+            if not _is_whole(folder):
+                _convert(gguf, name, folder)
     except Exception as cause:  # a full disk, a damaged file, a key or shape the reader does not know
         raise SourceError(
-            f"{gguf} could not be converted into {folder.parent}: {cause}",
+            f"{gguf} could not be converted into {cache}: {cause}",
             where=name,
             instead="SOFTPROMPT_CACHE can name another folder; it needs 600 MB.",
         ) from cause
+    return folder
+
+
+def _convert(gguf: Path, name: str, folder: Path) -> None:
+    """Only under the lock: then what is half-written was left by a process that was killed, and is nobody's."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        partial.mkdir()
+        with _status(f"Converting {gguf.name} for {name} (once; kept in {folder.parent})"):
+            _write(gguf, partial)
+        partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
 
 def _digest(path: Path) -> str:

@@ -74,7 +74,7 @@ def resolve(name: str) -> Source:
     Raises:
         SourceError: nothing is found under that name, or it lacks a file that is needed.
     """
-    folder = Path(name).expanduser()
+    folder = _folder(name)
     if name and (folder / "config.json").is_file():
         _check(folder, name)
         return Source(name, str(folder), None, "folder")
@@ -92,6 +92,24 @@ def resolve(name: str) -> Source:
     folder = _from_hub(name, hub["id"], hub["revision"])
     _check(folder, name)
     return Source(name, str(folder), hub["revision"], "hub")
+
+
+def _folder(name: str) -> Path:
+    """The folder that `name` would be.
+
+    Raises:
+        SourceError: that cannot be looked up.
+    """
+    try:
+        folder = Path(name).expanduser()
+        (folder / "config.json").is_file()
+    except (OSError, RuntimeError) as cause:  # too long, not to be entered, the home of nobody
+        raise SourceError(
+            f"no such folder can be looked up: {getattr(cause, 'strerror', None) or cause}",
+            where=name[:200],
+            instead=f"Give a folder, one of {', '.join(NAMES)}, or a Hub id such as owner/name.",
+        ) from cause
+    return folder
 
 
 def hub_error(name: str, cause: Exception) -> SourceError:

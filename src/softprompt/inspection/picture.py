@@ -47,7 +47,7 @@ def draw(inspection: Inspection, title: str, path: Path) -> None:
     cosines.barh(rows, [t.nearest[0].cosine for t in tokens], color=_BLUE, height=0.6)
     for token in tokens:
         cosines.annotate(
-            shown(token.nearest[0].token),
+            _short(shown(token.nearest[0].token)),
             (max(token.nearest[0].cosine, 0), token.index),
             xytext=(4, 0),
             textcoords="offset points",
@@ -81,6 +81,10 @@ def _rows(axes: Any, rows: list[int]) -> None:
     step = max(1, len(rows) // 25)
     axes.set_yticks(rows[::step])
     axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def _short(text: str, longest: int = 14) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def shown(token: str) -> str:

@@ -50,7 +50,7 @@ def class_labels(tokens: int, vocabulary: Vocabulary, generator: torch.Generator
     """Each label word's mean embedding at one position, sampled vocabulary at the rest. `[P, D]`
 
     Raises:
-        SettingsError: the task has no labels.
+        SettingsError: the task has no labels, or more of them than there are virtual tokens.
     """
     if not vocabulary.labels:
         raise SettingsError(
@@ -58,7 +58,13 @@ def class_labels(tokens: int, vocabulary: Vocabulary, generator: torch.Generator
             where="init",
             instead="Use init='vocabulary' or init='text' for generation.",
         )
-    means = [vocabulary.embed(torch.tensor(word)).mean(dim=0) for word in vocabulary.labels[:tokens]]
+    if len(vocabulary.labels) > tokens:
+        raise SettingsError(
+            f"init='labels' takes a virtual token for each of the {len(vocabulary.labels)} labels, not {tokens}",
+            where="tokens",
+            instead="Give more tokens, or init='vocabulary'.",
+        )
+    means = [vocabulary.embed(torch.tensor(word)).mean(dim=0) for word in vocabulary.labels]
     rest = sampled_vocabulary(tokens, vocabulary, generator)[len(means) :]
     return torch.cat([torch.stack(means), rest])
 

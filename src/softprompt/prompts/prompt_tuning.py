@@ -39,8 +39,8 @@ class PromptTuning(Method):
     text: str | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise SettingsError(f"tokens is {self.tokens}", where="tokens", instead="Give a number of 1 or more.")
+        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
+            raise SettingsError(f"tokens is {self.tokens!r}", where="tokens", instead="Give a number of 1 or more.")
         check_init(self.init, self.text)
 
     def slot_length(self) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompt.errors import DataError, LengthError
 from softprompt.text.task import Task
-from softprompt.text.template import Anchor, Field, Slot, Target
+from softprompt.text.template import Anchor, Field, Slot
 from softprompt.text.tokens import PieceTokenizer
 from softprompt.text.verbalizer import Verbalizer
 
@@ -54,6 +54,7 @@ class ExampleMaker:
         """
         self.task = task
         self._tokenizer = PieceTokenizer(tokenizer)
+        self._opening = task.template.opening
         self.verbalizer = Verbalizer(task, self._tokenizer) if task.classifies else None
         bounds = [b for b in (task.max_length, positions) if b is not None]
         self.limit = min(bounds) if bounds else None
@@ -72,10 +73,16 @@ class ExampleMaker:
                 pieces.append(tuple(-1 - v for v in range(virtual, virtual + segment.tokens)))
                 virtual += segment.tokens
             elif isinstance(segment, Anchor):
-                pieces.append(tuple(self._tokenizer.encode(segment.text)))
+                pieces.append(self._anchor(segment))
             elif isinstance(segment, Field):
                 pieces.append(segment)
         return pieces
+
+    def _anchor(self, anchor: Anchor) -> tuple[int, ...]:
+        opens, start = anchor is self._opening, self._tokenizer.start
+        tokens = tuple(self._tokenizer.encode(anchor.text, opens=opens))
+        # A template may write the beginning-of-text token itself; it stands there once.
+        return tokens[len(start) :] if opens and tokens[: len(start)] == start else tokens
 
     def __call__(
         self, row: Mapping[str, Any], *, answered: bool = True, where: str | None = None, room_for: int = 1
@@ -89,11 +96,13 @@ class ExampleMaker:
             room_for: how many answer tokens will be generated, where the row holds no answer and the task no labels.
 
         Raises:
-            DataError: a field or the answer is missing or no text.
+            DataError: a field or the answer is missing, or is neither text nor a number.
             LabelError: the answer is none of the labels.
             LengthError: the row cannot fit even with its fields cut to nothing.
         """
         where = where or getattr(row, "where", None)
+        if not isinstance(row, Mapping):
+            raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
         target, label = self._answer(row, where) if answered else ((), None)
         room = None
         if self.limit is not None:
@@ -101,7 +110,7 @@ class ExampleMaker:
             self._check_limit(answer, where)
             room = self.limit - self._fixed - answer
         fields = [
-            self._tokenizer.encode_data(p.blank + _text(row, p.name, where))
+            self._tokenizer.encode_data(p.blank + _text(row, p.name, where), opens=p is self._opening)
             for p in self._pieces
             if isinstance(p, Field)
         ]
@@ -133,9 +142,8 @@ class ExampleMaker:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; the blank that the template puts before its target is taken off."""
-        target = self.task.template.segments[-1]
-        assert isinstance(target, Target)
-        return self._tokenizer.decode(list(ids)).removeprefix(target.blank)
+        target = self.task.template.target
+        return self._tokenizer.decode(list(ids), opens=target is self._opening).removeprefix(target.blank)
 
     def _answer(self, row: Mapping[str, Any], where: str | None) -> tuple[tuple[int, ...], int | None]:
         text = _text(row, self.task.target, where)
@@ -143,10 +151,13 @@ class ExampleMaker:
             label = self.verbalizer.index(text, where)
             word = self.verbalizer.words[label]
             return (word[:1] if self.verbalizer.by_first_token else word), label
-        target = self.task.template.segments[-1]
-        assert isinstance(target, Target)
-        ids = self._tokenizer.encode_data(target.blank + text)
-        return (*ids, *([] if self._tokenizer.end is None else [self._tokenizer.end])), None
+        target = self.task.template.target
+        ids = self._tokenizer.encode_data(target.blank + text, opens=target is self._opening)
+        if self._tokenizer.end is not None:
+            ids = [*ids, self._tokenizer.end]
+        if not ids:
+            raise DataError(f"the answer {self.task.target!r} is empty", where=where)
+        return tuple(ids), None
 
     def _answer_room(self, target: Sequence[int], room_for: int = 1) -> int:
         """Positions kept free for the answer; the same for every label, so that what is cut gives none away."""
@@ -177,6 +188,8 @@ def _text(row: Mapping[str, Any], name: str, where: str | None) -> str:
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(f"field {name!r} is {type(value).__name__}, not text", where=where)
+    if value != value:
+        raise DataError(f"field {name!r} is {value}, as tables write what is missing", where=where)
     return str(value)
 
 

@@ -48,7 +48,7 @@ class Task:
 
         Raises:
             TemplateError: the template cannot be read.
-            LabelError: fewer than two labels, an empty one, or the same one twice.
+            LabelError: fewer than two labels, an empty one, the same one twice, or one that is no text.
             SettingsError: a `max_length` below 1.
         """
         parsed = Template.parse(template) if isinstance(template, str) else template
@@ -58,8 +58,12 @@ class Task:
                 where=f"template {parsed.source!r}",
                 instead="The model would read its answer: take the field out, or name another target.",
             )
-        names = tuple(str(label) for label in labels or ())
-        words = tuple(labels[name] for name in labels) if isinstance(labels, Mapping) else names
+        if isinstance(labels, str):  # a sequence, too: of its letters
+            raise LabelError(f"labels is the text {labels!r}", instead='Give a list: labels=["yes", "no"].')
+        names = tuple(_written(label, "label") for label in labels or ())
+        words = names
+        if isinstance(labels, Mapping):
+            words = tuple(_written(word, "label word") for word in labels.values())
         if labels is not None and len(names) < 2:
             raise LabelError(
                 f"a classification needs two labels or more, not {list(names)}",
@@ -89,3 +93,10 @@ class Task:
         """The same task with another template."""
         labels = dict(zip(self.labels, self.words, strict=True)) if self.labels else None
         return Task(template, labels, target=self.target, max_length=self.max_length)
+
+
+def _written(value: object, kind: str) -> str:
+    """A label as rows write it: there, too, a number may stand for text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise LabelError(f"the {kind} {value!r} is {type(value).__name__}, not text", instead="Write it as text.")
+    return str(value)

@@ -3,8 +3,8 @@ r"""Templates: hard text with holes, some of them learned.
     "{soft:20}Article: {text}\nTopic: {label}"
 
 `{soft}` / `{soft:N}` is a slot of learned vectors (N of them, or as many as the method has), `{name}` a field of the
-row, `{label}` the target, which comes last. `{{` and `}}` are literal braces. Whatever else stands there is hard text:
-an *anchor*.
+row (`{text}`, `{본문}`: any identifier), `{label}` the target, which comes last. `{{` and `}}` are literal braces.
+Whatever else stands there is hard text: an *anchor*.
 
 A blank before a field or the target belongs to what follows it (`"Topic: {label}"` asks for `" sports"`), because that
 is how byte-pair tokenizers write a word inside a line.
@@ -19,7 +19,9 @@ from typing import ClassVar
 from softprompt.errors import TemplateError
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NESTED = re.compile(r"\{[^{}]*(\{[^{}]*\})")
+# Six digits are more than any model has positions; more of them are a slip.
+_LENGTH = re.compile(r"0*[1-9][0-9]{0,5}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,7 @@ class Template:
                 text += match.group()[0]
                 continue
             if match.group(1) is None:
-                raise TemplateError(
-                    f"a brace stands alone at character {match.start() + 1}",
-                    where=f"template {source!r}",
-                    instead="Write {{ or }} for a literal brace, {name} for a field.",
-                )
+                raise _stray(source, match.start())
             hole = _hole(match.group(1), source)
             if isinstance(hole, (Field, Target)):
                 bare = text.rstrip(" ")
@@ -138,6 +136,17 @@ class Template:
     def slots(self) -> tuple[Slot, ...]:
         return tuple(s for s in self.segments if isinstance(s, Slot))
 
+    @property
+    def target(self) -> Target:
+        last = self.segments[-1]
+        assert isinstance(last, Target), "checked when it was read"
+        return last
+
+    @property
+    def opening(self) -> Segment:
+        """What the text begins with: the first segment that is no slot."""
+        return next(s for s in self.segments if not isinstance(s, Slot))
+
     def with_slot_in_front(self) -> Template:
         """The same template with a `{soft}` slot in front, if it has none."""
         return self if self.slots else self._of((Slot(), *self.segments))
@@ -164,17 +173,29 @@ def _written(segment: Segment) -> str:
             return f"{blank}{{label}}"
 
 
+def _stray(source: str, start: int) -> TemplateError:
+    """What to tell of a brace that belongs to no hole."""
+    what, instead = f"a brace stands alone at character {start + 1}", "Write {{ or }} for a literal brace"
+    nested = _NESTED.match(source, start)
+    if nested is None:
+        instead += ", {name} for a field."
+    else:
+        what += f", with {nested[1]} inside it"
+        instead += f"; put {nested[1]} before or behind another hole, not into it."
+    return TemplateError(what, where=f"template {source!r}", instead=instead)
+
+
 def _hole(content: str, source: str) -> Slot | Field | Target:
     name, colon, argument = content.partition(":")
     if name == Template.SOFT:
-        if colon and (not argument.isdecimal() or int(argument) == 0):
+        if colon and not _LENGTH.fullmatch(argument):
             raise TemplateError(
                 f"{{{content}}} has no length",
                 where=f"template {source!r}",
-                instead="Write {soft} or {soft:N} with N of 1 or more.",
+                instead="Write {soft} or {soft:N} with N from 1 to 999999.",
             )
         return Slot(int(argument) if colon else None)
-    if not _NAME.fullmatch(content):
+    if not content.isidentifier():
         raise TemplateError(
             f"{{{content}}} is neither a slot nor a field",
             where=f"template {source!r}",

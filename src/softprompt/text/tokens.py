@@ -24,29 +24,37 @@ class PieceTokenizer:
         self.start: tuple[int, ...] = tuple(special[: special.index(self._raw("a")[0])])
         self.end: int | None = tokenizer.eos_token_id
 
-    def _raw(self, text: str) -> list[int]:
+    def _raw(self, text: str, *, plain: bool = False) -> list[int]:
         # `verbose=False`: a text longer than the model is cut later, by field.
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of `text` as they would be inside a longer text; special tokens are read as such in anchors only."""
+    def encode(self, text: str, *, opens: bool = False) -> list[int]:
+        """Tokens of an anchor or a label word, in which the name of a special token is that token.
+
+        Args:
+            text: as it stands in the template.
+            opens: whether the text begins with it; else the tokens are those it has inside a longer text.
+        """
+        return self._piece(text, opens, plain=False)
+
+    def encode_data(self, text: str, *, opens: bool = False) -> list[int]:
+        """Tokens of a row's text, in which the name of a special token is only text. Arguments as in `encode`."""
+        # Always so: a tokenizer has special tokens that `all_special_tokens` does not name.
+        return self._piece(text, opens, plain=True)
+
+    def _piece(self, text: str, opens: bool, *, plain: bool) -> list[int]:
         if not text:
             return []
-        if self._pads:
+        if self._pads and not opens:
             for mark in _MARKS:
-                alone, both = self._raw(mark), self._raw(mark + text)
+                alone, both = self._raw(mark, plain=plain), self._raw(mark + text, plain=plain)
                 if both[: len(alone)] == alone:
                     return both[len(alone) :]
-        return self._raw(text)
+        return self._raw(text, plain=plain)
 
-    def encode_data(self, text: str) -> list[int]:
-        """Tokens of a row's text, in which the name of a special token is only text."""
-        if not text:
-            return []
-        specials = self._tokenizer.all_special_tokens
-        if not any(token in text for token in specials):
-            return self.encode(text)
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: list[int], *, opens: bool = False) -> str:
+        """Text of tokens; special tokens are left out. `opens` as in `encode`."""
+        # What some tokenizers take off the beginning of a text they then take off the mark.
+        mark = [] if opens else self._raw("!")
+        before, both = (self._tokenizer.decode(part, skip_special_tokens=True) for part in (mark, mark + ids))
+        return both[len(before) :]

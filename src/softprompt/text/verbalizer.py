@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from softprompt.errors import LabelError
 from softprompt.text.task import Task
-from softprompt.text.template import Target
 from softprompt.text.tokens import PieceTokenizer
 
 
@@ -26,9 +25,9 @@ class Verbalizer:
             LabelError: two words have the same tokens, or one is the beginning of another.
         """
         self.labels = task.labels
-        target = task.template.segments[-1]
-        assert isinstance(target, Target)
-        self.words = tuple(tuple(tokenizer.encode(target.blank + word)) for word in task.words)
+        target = task.template.target
+        opens = task.template.opening is target
+        self.words = tuple(tuple(tokenizer.encode(target.blank + word, opens=opens)) for word in task.words)
         for i, a in enumerate(self.words):
             for j, b in enumerate(self.words):
                 if i != j and b[: len(a)] == a:

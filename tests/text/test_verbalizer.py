@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import pytest
+
+import tiny
+from softprompt.errors import LabelError
+from softprompt.text.task import Task
+from softprompt.text.tokens import PieceTokenizer
+from softprompt.text.verbalizer import Verbalizer
+
+
+def verbalizer(labels, template: str = "{text}\nTopic: {label}", tokenizer=None) -> Verbalizer:
+    return Verbalizer(Task(template, labels), PieceTokenizer(tokenizer or tiny.tokenizer()))
+
+
+def test_words_are_written_behind_the_template_blank():
+    tokenizer = tiny.tokenizer()
+    for blank in ("", " "):
+        made = verbalizer({"s": "sports", "b": "business"}, f"{{text}}\nTopic:{blank}{{label}}", tokenizer)
+        assert [tokenizer.decode(word) for word in made.words] == [f"{blank}sports", f"{blank}business"]
+        assert made.labels == ("s", "b")
+
+
+def test_words_that_open_the_text_are_written_as_openings(metaspace):
+    made = verbalizer(["sports", "business"], "{soft:3}{label}", metaspace)
+    assert list(made.words[0]) == metaspace("sports", add_special_tokens=False)["input_ids"]
+
+
+def test_different_first_tokens_tell_labels_apart():
+    assert verbalizer(["sports", "business"]).by_first_token
+
+
+def test_labels_with_one_first_token_are_scored_by_whole_words():
+    made = verbalizer(["the match", "the market"])
+    assert made.words[0][0] == made.words[1][0]
+    assert not made.by_first_token
+
+
+@pytest.mark.parametrize(
+    ("labels", "first", "second"),
+    [
+        ({"x": "sports", "y": "sports fell"}, "sports", "sports fell"),
+        ({"y": "sports fell", "z": "other", "x": "sports"}, "sports", "sports fell"),
+    ],
+)
+def test_a_word_that_begins_another_is_refused(labels, first, second):
+    with pytest.raises(LabelError, match=f"'{first}' and '{second}' cannot be told apart: one begins the other") as no:
+        verbalizer(labels)
+    assert "label" in no.value.where
+    assert "labels=" in no.value.instead
+
+
+def test_words_with_the_same_tokens_are_refused(byte_level):
+    from tokenizers import normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tiny.tokenizer().backend_tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(LabelError, match="label words 'Yes' and 'yes' have the same tokens") as refused:
+        verbalizer({"a": "Yes", "b": "no", "c": "yes"}, tokenizer=tokenizer)
+    assert refused.value.where == "labels 'a' and 'c'"
+
+
+def test_a_label_is_found_by_its_value_not_by_its_word():
+    made = verbalizer({"0": "bad", "1": "good"})
+    assert [made.index(label) for label in ("0", "1", 1)] == [0, 1, 1]
+    with pytest.raises(LabelError, match="unknown label 'good'"):
+        made.index("good")
+
+
+def test_an_unknown_label_is_named_with_its_row():
+    with pytest.raises(LabelError, match="row 7: unknown label 'Sport'. The task's labels are sports, business"):
+        verbalizer(["sports", "business"]).index("Sport", "row 7")
+
+
+def test_a_whole_text_given_for_a_label_is_not_repeated_whole():
+    with pytest.raises(LabelError) as refused:
+        verbalizer(["sports", "business"]).index("x" * 10_000)
+    assert len(str(refused.value)) < 250
