@@ -13,9 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch  # noqa: E402
+import torch
 
-from softprompt.backbone.backbone import Backbone  # noqa: E402
+from softprompt.backbone.backbone import Backbone
 
 torch.set_num_threads(1)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
     with _locked(target.parent):
         try:
             if target.exists() and not target.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+                raise _no_folder(target)
             _settle(target)
             _fill(_partial(target), files)
             if replace and target.exists():
@@ -73,6 +74,7 @@ def read(target: Path, names: Iterable[str]) -> dict[str, bytes]:
         FileNotFoundError: there is no such folder.
         OSError: it is not a folder, cannot be read, or is being replaced faster than it can be read.
     """
+    names = tuple(names)  # gone through once for each attempt
     for _ in range(_ATTEMPTS):
         folder = standing(target)
         if folder is None:
@@ -87,6 +89,10 @@ def read(target: Path, names: Iterable[str]) -> dict[str, bytes]:
     raise OSError(f"{target} is being written again and again")
 
 
+def _no_folder(place: Path) -> NotADirectoryError:
+    return NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+
+
 def _followed(target: Path) -> Path:
     # Not `Path.resolve`: links that lead in a circle are a RuntimeError there, before Python 3.13.
     return Path(os.path.realpath(target))
@@ -94,6 +100,8 @@ def _followed(target: Path) -> Path:
 
 def _identity(folder: Path) -> tuple[int, int, int]:
     status = folder.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise _no_folder(folder)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 

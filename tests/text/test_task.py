@@ -57,7 +57,7 @@ def test_labels_that_cannot_be_told_apart_or_read_are_refused(labels, message):
 
 
 def test_a_field_that_is_also_the_target_is_refused():
-    with pytest.raises(TemplateError, match="field {answer} is also the target"):
+    with pytest.raises(TemplateError, match=r"field {answer} is also the target"):
         Task("{question} {answer} {label}", target="answer")
     assert Task("{question} {label}", target="answer").target == "answer"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +29,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, template: str, row: dict[str, str
     return [*example.tokens, *example.target[:-1]]
 
 
-@pytest.mark.parametrize("template", [*TEMPLATES, "In 2024, {text}: 35 of {other} {label}", "{text}{label}"])
+@pytest.mark.parametrize("template", [*TEMPLATES, "In 2024 {text} 35 times: {other} {label}", "{text}{label}"])
 def test_pieces_join_to_the_whole_text_byte_level(byte_level, template):
     row = {"text": "In 1999 they won 3-0, don't they?", "other": "서울 2002", "label": " 42 (or so)"}
     assert pieces(byte_level, template, row) == byte_level(template.format(**row))["input_ids"]
@@ -48,7 +48,12 @@ def test_slots_change_no_word(metaspace, template):
 
 @pytest.mark.parametrize(
     "template",
-    ["Article: {text}\nTopic: {label}", "{soft:2}{text} {label}", "<s>Article: {text}{label}", "{soft:2}<s>{text}{label}"],
+    [
+        "Article: {text}\nTopic: {label}",
+        "{soft:2}{text} {label}",
+        "<s>Article: {text}{label}",
+        "{soft:2}<s>{text}{label}",
+    ],
 )
 def test_start_tokens_stand_once_and_first(metaspace, template):
     tokens = pieces(metaspace, template)
@@ -87,7 +92,7 @@ def test_special_names_in_row_text_are_text_metaspace(metaspace, place):
 
 def check_plain(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
     encoder = PieceTokenizer(tokenizer)
-    names = [name for name in named(tokenizer) if not name.startswith("<0x")]
+    names = named(tokenizer)
     assert len(names) >= 3
     for name in names:
         text = place.format(name)
@@ -102,7 +107,10 @@ def test_special_names_in_the_template_are_special(byte_level):
     assert tokens.count(byte_level.convert_tokens_to_ids("<|im_end|>")) == 1
 
 
+ENCODER = PieceTokenizer(tiny.tokenizer())
+
+
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_text_is_decoded_as_it_was_written(text):
-    encoder = PieceTokenizer(tiny.tokenizer())
-    assert encoder.decode(encoder.encode_data(text)) == text
+    assert ENCODER.decode(ENCODER.encode_data(text)) == text

@@ -55,9 +55,9 @@ def _as_json(outcome: Outcome, out: Path, seconds: float) -> dict[str, object]:
         "learned": outcome.learned,
         "bytes": outcome.training.prompt.nbytes,
         "path": str(out),
-        "headlines": [
+        "unseen": [
             {"headline": article.headline, "topic": article.label, "answer": answer.label}
-            for article, answer in outcome.headlines
+            for article, answer in outcome.unseen
         ],
         "seconds": round(seconds, 1),
     }
@@ -70,9 +70,9 @@ def _show(outcome: Outcome, out: Path, seconds: float) -> None:
         ["headline", "topic", "answer", "probability"],
         [
             (article.headline, article.label, answer.label, f"{answer.probabilities[answer.label]:.0%}")
-            for article, answer in outcome.headlines
+            for article, answer in outcome.unseen
         ],
-        title="Headlines it has not seen",
+        title="Three articles it has not seen, by their headlines",
         numbers=["probability"],
     )
     show_table(

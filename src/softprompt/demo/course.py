@@ -21,10 +21,14 @@ MAX_LENGTH = 120
 
 _CHOICES = ", ".join(LABELS[:-1]) + " or " + LABELS[-1]
 
+# The best three of a dozen wordings: a sentence to finish, a form to fill in, and the model's own way to be asked.
 HARD_TEMPLATES: Mapping[str, str] = {
-    "plain": "Article: {text}\nTopic: {label}",
-    "question first": f"Is the following article about {_CHOICES}?\nArticle: {{text}}\nTopic: {{label}}",
-    "question last": f"Article: {{text}}\nQuestion: Is this article about {_CHOICES}?\nAnswer: {{label}}",
+    "a sentence": "Article: {text}\nThis news article is about {label}",
+    "a form": "Article: {text}\nCategory: {label}",
+    "a question": (
+        f"<|im_start|>user\nClassify the news article as {_CHOICES}.\nArticle: {{text}}<|im_end|>\n"
+        "<|im_start|>assistant\nTopic: {label}"
+    ),
 }
 
 LEARNED_TEMPLATE = "Article: {text}\n{soft:10}Topic: {label}"
@@ -39,14 +43,14 @@ class Outcome:
         hard: accuracy of each hard prompt.
         learned: accuracy of the learned prompt.
         training: the learned prompt.
-        headlines: unseen headlines, each with its topic and the learned prompt's answer.
+        unseen: three of these articles, each with the learned prompt's answer.
     """
 
     articles: int
     hard: Mapping[str, float]
     learned: float
     training: Result
-    headlines: Sequence[tuple[Article, Classification]]
+    unseen: Sequence[tuple[Article, Classification]]
 
 
 def run(
@@ -101,6 +105,6 @@ def run(
     say(f"  accuracy {learned:.1%}")
     engine = Engine(backbone)
     engine.add("topic", output)
-    unseen = list({article.label: article for article in drawn.test}.values())[:3]
-    answers = engine.classify([("topic", {"text": article.headline}) for article in unseen])
+    unseen = drawn.test[:3]
+    answers = engine.classify([("topic", article.row) for article in unseen])
     return Outcome(len(rows), hard, learned, result, list(zip(unseen, answers, strict=True)))

@@ -36,7 +36,7 @@ class Learner(nn.Module):
     Attributes:
         parametrization: the parameters.
         best: a copy of it, as it was at the best evaluation.
-        score: `[]` float64, the score of that evaluation; -inf before the first.
+        score: `[2]` float64, accuracy and negative loss of that evaluation; -inf before the first.
     """
 
     score: Tensor
@@ -45,7 +45,7 @@ class Learner(nn.Module):
         super().__init__()
         self.parametrization = parametrization
         self.best = copy.deepcopy(parametrization).requires_grad_(False)
-        self.register_buffer("score", torch.tensor(float("-inf"), dtype=torch.float64))
+        self.register_buffer("score", torch.full((2,), float("-inf"), dtype=torch.float64))
         self._carry, self._loss = forward, loss
 
     def forward(self, examples: Sequence[Example]) -> Tensor:
@@ -53,16 +53,22 @@ class Learner(nn.Module):
         logits, targets = self._carry(examples, [Filling(self.parametrization())])
         return self._loss(logits, targets, examples)
 
-    def keep(self, score: float) -> None:
-        """Remember the parameters as they are, if no evaluation scored higher."""
-        if score > float(self.score):
-            self.score.fill_(score)
-            self.best.load_state_dict(self.parametrization.state_dict())
+    def keep(self, metrics: Mapping[str, float]) -> bool:
+        """Remember the parameters as they are, unless an evaluation was as good; tells whether it did.
+
+        Of two evaluations with the same accuracy the one with the smaller loss is better.
+        """
+        score = [metrics.get("accuracy", 0.0), -metrics["loss"]]
+        if score <= self.score.tolist():
+            return False
+        self.score.copy_(torch.tensor(score, dtype=torch.float64))
+        self.best.load_state_dict(self.parametrization.state_dict())
+        return True
 
     @property
     def outcome(self) -> Parametrization:
         """What is saved: the best evaluation's parameters, or the last where there was no evaluation."""
-        return self.best if float(self.score) > float("-inf") else self.parametrization
+        return self.best if bool(torch.isfinite(self.score).all()) else self.parametrization
 
 
 def loss_for(settings: Settings, verbalizer: Verbalizer | None) -> Callable[..., Tensor]:
@@ -96,6 +102,7 @@ class LearnerTrainer(Trainer):
     ) -> None:
         self.learner = learner
         self._measure = measure
+        self.kept: Mapping[str, float] | None = None
         self.last_good: dict[str, Tensor] | None = None
         log_every = max(1, settings.steps // 30)
         arguments = TrainingArguments(
@@ -156,7 +163,8 @@ class LearnerTrainer(Trainer):
         metrics = self._measure(self.learner.parametrization)
         if not math.isfinite(metrics["loss"]):
             raise _diverged(f"the loss on the evaluation rows is {metrics['loss']}", self.state.global_step)
-        self.learner.keep(metrics.get("accuracy", -metrics["loss"]))
+        if self.learner.keep(metrics):
+            self.kept = metrics
         logged = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(logged)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)

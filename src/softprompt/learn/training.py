@@ -204,14 +204,16 @@ class _Run:
         left = self._read_ahead([*(data if self.method.LEARNS else ()), *held_out])
         read = time.monotonic()
         history: Sequence[Mapping[str, float]] = []
+        metrics: Mapping[str, float] | None = None
         outcome = self.parametrization
         if self.method.LEARNS:
             trainer = self._make_trainer(data, held_out, folder)
             trainer.run(last_checkpoint(folder) if resume else None)
-            outcome, history = trainer.learner.outcome, trainer.state.log_history
+            outcome, history, metrics = trainer.learner.outcome, trainer.state.log_history, trainer.kept
         trained = time.monotonic()
         if held_out:
-            metrics = self._measure(held_out, outcome)
+            # A resumed run may have been measured at its best before it was interrupted.
+            metrics = metrics or self._measure(held_out, outcome)
         else:
             losses = [entry["loss"] for entry in history if "loss" in entry]
             metrics = {"train_loss": losses[-1]} if losses else {}
