@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import subprocess
-import sys
 
 import pytest
 
@@ -32,21 +29,6 @@ def test_public_callables_document_their_arguments():
     for name in ("train", "evaluate", "load", "save"):
         assert inspect.signature(getattr(softprompt, name)).return_annotation is not inspect.Signature.empty
     assert "Args:" in inspect.getdoc(softprompt.train)
-
-
-def test_importing_costs_nothing():
-    script = (
-        "import sys, softprompt, softprompt.cli, softprompt.errors;"
-        "print([m for m in ('torch', 'transformers', 'datasets', 'numpy', 'matplotlib') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
-def test_every_module_can_be_imported_first():
-    # Nothing imports backwards: no module needs another to have been imported before it.
-    for name in ("softprompt.learn.training", "softprompt.answer.engine", "softprompt.artifact", "softprompt.prompts"):
-        assert importlib.import_module(name)
 
 
 def test_the_whole_way_as_it_is_documented(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,7 +179,7 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         raise OutputError("it has no name of its own", where=str(path), instead="Give a folder such as prompts/topic.")
     standing = atomic.standing(path)
     if standing is None:
-        beside = next(p for p in path.resolve().parents if p.exists())
+        beside = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
         if not beside.is_dir():
             raise OutputError(f"{beside} is a file", where=str(path), instead="Give another folder.")
         return
@@ -208,7 +209,7 @@ def save(prompt: SavedPrompt, path: str | Path, *, overwrite: bool = False) -> P
     manifest = _manifest(prompt, {name: (contents[name], data) for name, data in tensors.items()})
     files = {
         MANIFEST: (json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2) + "\n").encode(),
-        CARD: card(prompt, path.resolve().name).encode(),
+        CARD: card(prompt, Path(os.path.realpath(path)).name).encode(),
     }
     try:
         atomic.write(path, files | tensors, replace=overwrite)

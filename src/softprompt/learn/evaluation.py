@@ -89,7 +89,7 @@ def _classification(
     table, truth = torch.stack(scores), torch.tensor(labels, device=scores[0].device)
     guess = table.argmax(dim=-1)
     return {
-        "accuracy": float((guess == truth).float().mean()),
+        "accuracy": float((guess == truth).double().mean()),
         "macro_f1": _macro_f1(guess, truth, len(verbalizer.labels)),
         "loss": float(F.nll_loss(table, truth)),
     }

@@ -315,7 +315,9 @@ def _vocabulary(backbone: Backbone, maker: ExampleMaker) -> Vocabulary:
         # Rows of the table past the tokenizer's last token are padding.
         size=min(len(tokenizer), backbone.embeddings.shape[0]),
         width=backbone.hidden_size,
-        special=frozenset(tokenizer.all_special_ids),
+        # Control tokens that have no role of their own (`<repo_name>`, say) are in none of the tokenizer's lists.
+        special=frozenset(tokenizer.all_special_ids)
+        | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special},
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         embed=lambda ids: backbone.embed(ids.to(backbone.device)).float().cpu(),
         labels=maker.verbalizer.words if maker.verbalizer else (),
