@@ -2,10 +2,10 @@
 
     python benchmarks/against_peft.py [--repeats 5] [--only TEXT] [--json FILE]
 
-Both sides have the same SmolLM2-135M in float32, the same token ids, the same starting prompt and the same AdamW. Where
-both compute the same thing (a prompt in front), losses and gradients are compared first; answers are compared with those
-of the plain model, row by row. PEFT always puts its virtual
-tokens in front; where softprompt has them behind the text, the work is of the same size and the place differs.
+Both sides have the same SmolLM2-135M in float32, the same token ids, starting prompt and AdamW. Where both compute the
+same thing (a prompt in front), losses and gradients are compared first; answers are compared with those of the plain
+model, row by row. PEFT always puts its virtual tokens in front; where softprompt has them behind the text, the work is
+of the same size and the place differs.
 """
 
 from __future__ import annotations
