@@ -146,7 +146,7 @@ DAMAGES = {
     "no labels": (lambda f: edit(f, lambda m: m.update(labels=None)), "task is 'classification'"),
     "other slot length": (
         lambda f: edit(f, lambda m: m.update(template=FRONT.replace("4", "5"))),
-        r"float32 \[4, 32\].*float32 \[5, 32\]",
+        "it fills 4 positions, the template's slots ask for 5",
     ),
     "other shape": (
         lambda f: edit(f, lambda m: m["files"][PROMPT]["tensors"]["embeddings"].update(shape=[8, 16])),
@@ -166,7 +166,7 @@ DAMAGES = {
     ),
     "tensor of another name": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t.update(vectors=t.pop("embeddings"))),
-        r"prompt.safetensors holds \['vectors'\]",
+        r"holds \['vectors'\]",
     ),
     "one tensor too many": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t.update(more=torch.zeros(1))),
@@ -174,7 +174,7 @@ DAMAGES = {
     ),
     "half precision": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t.update(embeddings=t["embeddings"].half())),
-        r"float16 \[4, 32\], template and backbone ask for float32",
+        r"'embeddings' is float16 \[4, 32\], not float32",
     ),
     "whole numbers": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t.update(embeddings=t["embeddings"].long())),
@@ -182,7 +182,7 @@ DAMAGES = {
     ),
     "values that are no numbers": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t["embeddings"][2].fill_(float("nan"))),
-        f"{PROMPT}: the virtual tokens hold numbers that are not finite",
+        f"{PROMPT}: tensor 'embeddings' holds numbers that are not finite",
     ),
     "endless values": (
         lambda f: replace_tensors(f, PROMPT, lambda t: t["embeddings"][0, 0].fill_(float("inf"))),
@@ -235,7 +235,7 @@ def test_a_folder_that_a_killed_writer_set_aside_is_found(folder):
     [
         (lambda: tiny.backbone(seed=1), "model fingerprint .*not for 'tiny-llama'"),
         (lambda: tiny.backbone("gpt2"), "model fingerprint .*not for 'tiny-gpt2'"),
-        (lambda: wide_backbone(), "its vectors have 32 numbers, the embeddings of 'wide' 16"),
+        (lambda: wide_backbone(), "does not fit 'wide': its vectors have 32 numbers, the model's embeddings 16"),
         (lambda: Backbone(tiny.model("llama"), other_tokenizer(), "t"), "tokenizer fingerprint"),
     ],
     ids=["other weights", "other architecture", "other width", "other tokenizer"],

@@ -28,7 +28,7 @@ def test_a_saved_prompt_has_a_card_that_says_what_it_is(tmp_path):
         "tiny-llama",
         "prompt-tuning",
         FRONT,
-        "virtual tokens: 4, each a vector of 32 numbers",
+        "4 virtual tokens, each a vector of 32 numbers",
         "512 bytes",
         "| `accuracy` | 0.5 |",
         "| `steps` | `3` |",

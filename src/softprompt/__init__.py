@@ -15,6 +15,8 @@ _HOMES = {
     "Task": "softprompt.text.task",
     "HardPrompt": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
+    "PrefixTuning": "softprompt.prompts",
+    "PTuning": "softprompt.prompts",
     "Settings": "softprompt.learn.settings",
     "train": "softprompt.learn.training",
     "evaluate": "softprompt.learn.evaluation",
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from softprompt.learn.settings import Settings as Settings
     from softprompt.learn.training import train as train
     from softprompt.prompts import HardPrompt as HardPrompt
+    from softprompt.prompts import PrefixTuning as PrefixTuning
     from softprompt.prompts import PromptTuning as PromptTuning
+    from softprompt.prompts import PTuning as PTuning
     from softprompt.text.task import Task as Task
 
 

@@ -29,7 +29,7 @@ from softprompt.card import card
 from softprompt.errors import ArtifactError, MismatchError, OutputError, RequestError, SaveError
 from softprompt.prompts import method_named
 from softprompt.prompts.method import Method
-from softprompt.prompts.prompt import VirtualTokens
+from softprompt.prompts.prompt import KINDS, Values
 from softprompt.text.task import Task
 
 FORMAT = 1
@@ -46,7 +46,7 @@ class TrainingState:
 
     Attributes:
         parameters: the parametrization's state, by name.
-        start: the prompt's values before the first step, by name, as in `VirtualTokens.tensors`.
+        start: the prompt's values before the first step, by name, as in `Values.tensors`.
     """
 
     parameters: Mapping[str, Tensor]
@@ -72,7 +72,7 @@ class SavedPrompt:
 
     method: Method
     task: Task
-    values: VirtualTokens
+    values: Values
     backbone_name: str
     backbone_fingerprint: str
     tokenizer_fingerprint: str
@@ -82,14 +82,9 @@ class SavedPrompt:
     state: TrainingState | None = None
 
     @property
-    def hidden_size(self) -> int:
-        """D, the width of a virtual token."""
-        return self.values.embeddings.shape[1]
-
-    @property
     def nbytes(self) -> int:
         """Size of what serving needs, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self.values.tensors().values())
+        return self.values.nbytes
 
     def check(self, backbone: Backbone, name: str) -> None:
         """See that the prompt belongs to a backbone.
@@ -100,10 +95,10 @@ class SavedPrompt:
         Raises:
             MismatchError: it was learned for another model or tokenizer.
         """
-        if self.hidden_size != backbone.hidden_size:
+        misfit = self.values.misfit(backbone.hidden_size, backbone.site_shapes)
+        if misfit is not None:
             raise MismatchError(
-                f"its vectors have {self.hidden_size} numbers, "
-                f"the embeddings of {backbone.name!r} {backbone.hidden_size}",
+                f"it does not fit {backbone.name!r}: {misfit}",
                 where=name,
                 instead=f"Load {self.backbone_name!r}, which it was trained for.",
             )
@@ -132,7 +127,6 @@ class _Method(_Strict):
 class _Backbone(_Strict):
     name: str
     fingerprint: str
-    hidden_size: int
     dtype: str
 
 
@@ -157,6 +151,7 @@ class Manifest(_Strict):
     softprompt_version: str
     task: Literal["classification", "generation"]
     method: _Method
+    values: str
     template: str
     labels: dict[str, str] | None
     target: str
@@ -280,6 +275,7 @@ def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor
         softprompt_version=__version__,
         task="classification" if task.classifies else "generation",
         method=_Method(name=prompt.method.NAME, settings=prompt.method.settings()),
+        values=prompt.values.KIND,
         template=task.template.source,
         labels=dict(zip(task.labels, task.words, strict=True)) if task.classifies else None,
         target=task.target,
@@ -287,7 +283,6 @@ def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor
         backbone=_Backbone(
             name=prompt.backbone_name,
             fingerprint=prompt.backbone_fingerprint,
-            hidden_size=prompt.hidden_size,
             dtype=prompt.dtype,
         ),
         tokenizer=_Tokenizer(fingerprint=prompt.tokenizer_fingerprint),
@@ -355,12 +350,12 @@ def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> Sa
         raise ArtifactError("a slot of the template has no length")
     if task.classifies != (manifest.task == "classification"):
         raise ArtifactError(f"task is {manifest.task!r}, but labels are {manifest.labels!r}")
-    if set(tensors[PROMPT]) != {"embeddings"}:
-        raise ArtifactError(f"{PROMPT} holds {sorted(tensors[PROMPT])}, not ['embeddings']")
+    if manifest.values not in KINDS:
+        raise ArtifactError(f"values {manifest.values!r} are unknown; known are {', '.join(KINDS)}")
     return SavedPrompt(
         method=method_named(manifest.method.name, manifest.method.settings),
         task=task,
-        values=VirtualTokens.from_tensors(tensors[PROMPT]),
+        values=KINDS[manifest.values].from_tensors(tensors[PROMPT]),
         backbone_name=manifest.backbone.name,
         backbone_fingerprint=manifest.backbone.fingerprint,
         tokenizer_fingerprint=manifest.tokenizer.fingerprint,
@@ -379,15 +374,18 @@ def _split(tensors: Mapping[str, Tensor]) -> TrainingState:
 
 
 def _check_values(saved: SavedPrompt, manifest: Manifest, folder: Path) -> None:
-    embeddings = saved.values.embeddings
-    expected = [sum(slot.tokens or 0 for slot in saved.task.template.slots), manifest.backbone.hidden_size]
-    if list(embeddings.shape) != expected or embeddings.dtype != torch.float32:
+    tensors = saved.values.tensors()
+    expected = sum(slot.tokens or 0 for slot in saved.task.template.slots)
+    if saved.values.tokens != expected:
         raise ArtifactError(
-            f"the virtual tokens are {embeddings.dtype} {list(embeddings.shape)}, "
-            f"template and backbone ask for float32 {expected}",
+            f"it fills {saved.values.tokens} positions, the template's slots ask for {expected}",
             where=str(folder / PROMPT),
         )
-    if not bool(torch.isfinite(embeddings).all()):
-        raise ArtifactError("the virtual tokens hold numbers that are not finite", where=str(folder / PROMPT))
+    for name, tensor in tensors.items():
+        stored = manifest.files[PROMPT].tensors[name]
+        if stored.dtype != "float32":
+            raise ArtifactError(f"tensor {name!r} is {_words(stored)}, not float32", where=str(folder / PROMPT))
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"tensor {name!r} holds numbers that are not finite", where=str(folder / PROMPT))
     if saved.state is not None and _described(saved.state.start) != _described(saved.values.tensors()):
         raise ArtifactError("the values it started from do not match the prompt's", where=str(folder / TRAINING))

@@ -54,7 +54,7 @@ def _about(saved: SavedPrompt) -> str:
             "It works with this model only.",
             "",
             f"- method: {_code(saved.method.NAME)}",
-            f"- virtual tokens: {saved.values.tokens}{places}, each a vector of {saved.hidden_size} numbers",
+            f"- learned: {saved.values.describe()}{places}",
             f"- size: {saved.nbytes:,} bytes",
             f"- task: {'classification' if saved.task.classifies else 'generation'}, answer in the field "
             f"{_code(saved.task.target)}",

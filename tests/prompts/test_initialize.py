@@ -7,18 +7,18 @@ import torch
 
 from softprompt.errors import SettingsError
 from softprompt.prompts import initialize as starts
-from softprompt.prompts.method import Vocabulary
+from softprompt.prompts.method import Host
 
 TABLE = torch.randn(6000, 16, generator=torch.Generator().manual_seed(7))
 SPECIAL = frozenset({0, 3, 4999})
 WORDS = {"one": [11], "two words": [21, 22], "of five tokens": [31, 32, 33, 34, 35], "": []}
 
 
-def vocabulary(*labels: str, size: int = 6000, embed=lambda ids: TABLE[ids]) -> Vocabulary:
-    return Vocabulary(size, 16, SPECIAL, WORDS.__getitem__, embed, tuple(tuple(WORDS[label]) for label in labels))
+def vocabulary(*labels: str, size: int = 6000, embed=lambda ids: TABLE[ids]) -> Host:
+    return Host(size, 16, SPECIAL, WORDS.__getitem__, embed, tuple(tuple(WORDS[label]) for label in labels))
 
 
-def start(init: str, tokens: int, known: Vocabulary | None = None, *, seed: int = 0, text: str | None = None):
+def start(init: str, tokens: int, known: Host | None = None, *, seed: int = 0, text: str | None = None):
     generator = torch.Generator().manual_seed(seed)
     return starts.initialize(init, tokens, known or vocabulary("one", "two words"), generator, text)
 

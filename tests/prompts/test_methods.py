@@ -9,13 +9,23 @@ import torch
 
 from softprompt.errors import ArtifactError, SettingsError, TemplateError
 from softprompt.prompts import METHODS, HardPrompt, PromptTuning, method_named
-from softprompt.prompts.method import Vocabulary, resolve_task
+from softprompt.prompts.method import Host, resolve_task
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.text.task import Task
 from softprompt.text.template import Template
 
-VOCABULARY = Vocabulary(
-    50, 8, frozenset({0}), lambda text: [1] * len(text), lambda ids: torch.ones(len(ids), 8), ((5,), (6, 7))
+HOST = Host(
+    size=50,
+    width=8,
+    special=frozenset({0}),
+    encode=lambda text: [1] * len(text),
+    embed=lambda ids: torch.ones(len(ids), 8),
+    labels=((5,), (6, 7)),
+    sites={"first": (2, 4, 4), "second": (2, 4, 3)},
+    attend=lambda embeddings: (
+        (embeddings.view(-1, 2, 4), embeddings.view(-1, 2, 4)),
+        (embeddings.view(-1, 2, 4), embeddings.view(-1, 2, 4)[..., :3]),
+    ),
 )
 
 
@@ -30,12 +40,17 @@ def test_a_method_is_found_again_by_its_name_and_settings(name):
 def test_a_method_learns_if_and_only_if_it_has_slots_and_parameters(name):
     method = METHODS[name]()
     tokens = method.slot_length()
-    parametrization = method.build(tokens, VOCABULARY, torch.Generator().manual_seed(0))
+    parametrization = method.build(tokens, HOST, torch.Generator().manual_seed(0))
     grouped = [p for group in parametrization.groups().values() for p in group]
     assert method.LEARNS == (tokens > 0) == bool(grouped)
     assert {id(p) for p in grouped} == {id(p) for p in parametrization.parameters()}
     values = parametrization()
-    assert (values.tokens, values.embeddings.shape[1]) == (tokens, 8)
+    assert values.tokens == tokens
+    assert values.misfit(8, HOST.sites) is None
+    assert (values.at_input is None) == method.INSIDE
+    assert (values.inside is None) != method.INSIDE
+    again = type(values).from_tensors(values.tensors())
+    assert {n: t.tolist() for n, t in again.tensors().items()} == {n: t.tolist() for n, t in values.tensors().items()}
 
 
 def test_an_unknown_method_or_setting_is_refused():

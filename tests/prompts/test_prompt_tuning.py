@@ -4,16 +4,14 @@ import pytest
 import torch
 
 from softprompt.errors import SettingsError
-from softprompt.prompts.method import Vocabulary, count
+from softprompt.prompts.method import Host, count
 from softprompt.prompts.prompt_tuning import PromptTuning
 
 
-def vocabulary(width: int, labels=()) -> Vocabulary:
+def vocabulary(width: int, labels=()) -> Host:
     """A model that is known by its width alone."""
     table = torch.randn(200, width, generator=torch.Generator().manual_seed(0))
-    return Vocabulary(
-        200, width, frozenset({0, 1}), lambda text: [ord(c) for c in text], lambda ids: table[ids], labels
-    )
+    return Host(200, width, frozenset({0, 1}), lambda text: [ord(c) for c in text], lambda ids: table[ids], labels)
 
 
 def build(method: PromptTuning, tokens: int, width: int = 8, labels=()):

@@ -211,7 +211,7 @@ def test_a_compiled_prompt_is_computed_once():
         second, _ = forward(given.examples, [compiled])
     assert len(seen) == 1
     assert torch.equal(first, second)
-    (kept,) = compiled.compiled.values()
+    ((kept,),) = compiled.compiled.values()
     assert kept.nbytes == sum(t.untyped_storage().nbytes() for t in (*kept.keys, *kept.values))
 
 
@@ -220,7 +220,7 @@ def test_a_compiled_prompt_holds_no_graph():
     given = case(["front"], backbone, rows=SHORT).leaves()
     compiled = Filling(VirtualTokens(given.prompts[0]), {})
     Forward(backbone)(given.examples, [compiled])
-    (kept,) = compiled.compiled.values()
+    ((kept,),) = compiled.compiled.values()
     assert not any(t.requires_grad for t in (*kept.keys, *kept.values))
 
 

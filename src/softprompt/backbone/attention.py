@@ -110,11 +110,14 @@ class Reading:
     ) -> Tensor | None:
         assert self.context is not None
         length, own = query.shape[2], key.shape[2]
-        lengths = self.context.lengths if self.rows is None else self.context.lengths.index_select(0, self.rows)
+        lengths, pinned = self.context.lengths, self.context.pinned
+        if self.rows is not None:
+            lengths, pinned = lengths.index_select(0, self.rows), pinned.index_select(0, self.rows)
         column = torch.arange(self.context.width, device=query.device)
         seen = (column < lengths[:, None])[:, None, None, :].expand(-1, -1, length, -1)
         if window is not None:
-            seen = seen & (self.positions[:, None, :, None] - column < window)
+            near = self.positions[:, None, :, None] - column < window
+            seen = seen & (near | (column < pinned[:, None])[:, None, None, :])
         if mask is None:
             mask = torch.ones(1, 1, length, own, dtype=torch.bool, device=query.device)
             if causal:

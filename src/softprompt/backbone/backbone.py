@@ -123,6 +123,18 @@ class Backbone:
         return self._table.weight
 
     @property
+    def site_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """For each attention site, in calling order, its name and `(H, key width, value width)`."""
+        return {site.name: (site.heads, site.key_width, site.value_width) for site in self.sites}
+
+    @torch.no_grad()
+    def attended(self, embeddings: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Keys and values, one `[P, H, E]` per site, that `[P, D]` embeddings leave behind at positions 0 to P - 1."""
+        inputs = embeddings.to(self.device, self.dtype)[None]
+        (stretch,) = self.read(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool, device=self.device))
+        return stretch.keys, stretch.values
+
+    @property
     def positions(self) -> int | None:
         """How many positions a sequence may have; None where the model sets no bound."""
         return getattr(self.model.config, "max_position_embeddings", None)

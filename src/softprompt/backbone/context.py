@@ -19,10 +19,12 @@ class Stretch:
     Attributes:
         keys: one `[P, H, E]` per site, as attention received them (rotary positions applied).
         values: one `[P, H, E]` per site; H and E may differ from those of the keys and from site to site.
+        pinned: whether it is seen from everywhere, whatever the sliding window. Such a stretch stands first.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
+    pinned: bool = False
 
     @property
     def length(self) -> int:
@@ -38,7 +40,7 @@ class Stretch:
         def own(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return tuple(t.detach().clone(memory_format=torch.contiguous_format) for t in tensors)
 
-        return Stretch(own(self.keys), own(self.values))
+        return Stretch(own(self.keys), own(self.values), self.pinned)
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Context:
         keys: one `[K, H, P, E]` per site, P the longest entry; shorter entries are padded behind.
         values: one `[K, H, P, E]` per site.
         lengths: `[K]` int64, real positions of each entry.
+        pinned: `[K]` int64, how many of them, from the first, are seen whatever the sliding window.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     lengths: Tensor
+    pinned: Tensor
 
     @classmethod
     def of(cls, entries: Sequence[Sequence[Stretch]]) -> Context | None:
@@ -80,7 +84,13 @@ class Context:
             return tuple(tensors)
 
         device = example.keys[0].device
-        return cls(table("keys"), table("values"), torch.tensor(lengths, device=device))
+        pinned = [sum(s.length for s in parts if s.pinned) for parts in entries]
+        return cls(
+            table("keys"),
+            table("values"),
+            torch.tensor(lengths, device=device),
+            torch.tensor(pinned, device=device),
+        )
 
     @property
     def size(self) -> int:

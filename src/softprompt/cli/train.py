@@ -41,10 +41,19 @@ def train(
         str, _option("float32, bfloat16 or float16: of the frozen model.", _METHOD, default="float32")
     ] = "float32",
     method: Annotated[
-        str, _option("prompt-tuning, or hard-prompt to measure the text alone.", _METHOD, default="prompt-tuning")
+        str,
+        _option(
+            "prompt-tuning, prefix-tuning, p-tuning, or hard-prompt to measure the text alone.",
+            _METHOD,
+            default="prompt-tuning",
+        ),
     ] = "prompt-tuning",
     tokens: Annotated[int | None, _option("Virtual tokens of each {soft}.", _METHOD, default="20")] = None,
     init: Annotated[str | None, _option("vocabulary, text, labels or random.", _METHOD, default="vocabulary")] = None,
+    setting: Annotated[
+        list[str] | None,
+        _option("NAME=VALUE: any other setting of the method, such as encoder=mlp or projection=true.", _METHOD),
+    ] = None,
     init_text: Annotated[str | None, _option("The words to start from, for --init text.", _METHOD)] = None,
     steps: Annotated[int | None, _option("Optimizer steps.", _TRAINING, default="150")] = None,
     batch_size: Annotated[int | None, _option("Rows per step.", _TRAINING, default="16")] = None,
@@ -86,7 +95,7 @@ def train(
     from softprompt.text.task import Task
 
     # Whatever can be refused is refused before the model is loaded.
-    chosen = method_named(method, _given(tokens=tokens, init=init, text=init_text))
+    chosen = method_named(method, _settings(setting) | _given(tokens=tokens, init=init, text=init_text))
     task = Task(template.replace("\\n", "\n"), _labels(labels), target=target, max_length=max_length)
     settings = Settings(
         **_given(
@@ -133,6 +142,22 @@ def train(
         total = facts["training_rows"] + facts["evaluation_rows"]
         typer.echo(f"{facts['rows_cut']} of {total} rows were too long; their fields were shortened.")
     typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    """Values are read as JSON where they are some (true, 12), and are text otherwise."""
+    import json
+
+    settings = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SettingsError(f"{pair!r} is no NAME=VALUE", where="--setting", instead="Write encoder=mlp, say.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def _given(**options: object) -> dict[str, Any]:

@@ -77,7 +77,13 @@ def inspect(prompt: SavedPrompt, backbone: Backbone, *, nearest: int = 3) -> Ins
     if nearest < 1:
         raise SettingsError(f"nearest is {nearest}", where="nearest", instead="Give a number of 1 or more.")
     prompt.check(backbone, "prompt")
-    values = prompt.values.embeddings.float()
+    if prompt.values.at_input is None:
+        raise SettingsError(
+            f"it is {prompt.values.describe()}; those have no place among the vocabulary's embeddings",
+            where="prompt",
+            instead="Inspect a prompt that stands at the input (prompt-tuning, p-tuning).",
+        )
+    values = prompt.values.at_input.float()
     start = prompt.state.start["embeddings"].float() if prompt.state else None
     size = min(len(backbone.tokenizer), backbone.embeddings.shape[0])
     vocabulary = backbone.embed(torch.arange(size, device=backbone.device)).float().cpu()

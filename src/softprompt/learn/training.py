@@ -25,8 +25,7 @@ from softprompt.learn.evaluation import measure
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer, last_checkpoint, loss_for
-from softprompt.prompts.method import Method, Parametrization, Vocabulary, count, resolve_task
-from softprompt.prompts.prompt import VirtualTokens
+from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
@@ -177,7 +176,7 @@ class _Run:
         self.forward = Forward(backbone, budget=settings.cache_bytes)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE
         self.parametrization = method.build(
-            self.maker.virtual, _vocabulary(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
+            self.maker.virtual, _host(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
         ).to(backbone.device)
         # A copy: what `tensors` gives may share memory with the parameters.
         self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
@@ -290,11 +289,11 @@ class _Run:
     def _prompt(
         self, parametrization: Parametrization, metrics: Mapping[str, float], facts: Mapping[str, Any]
     ) -> SavedPrompt:
-        values = parametrization().tensors()
+        values = parametrization()
         return SavedPrompt(
             method=self.method,
             task=self.task,
-            values=VirtualTokens.from_tensors({name: t.clone() for name, t in values.items()}),
+            values=type(values).from_tensors({name: t.clone() for name, t in values.tensors().items()}),
             backbone_name=self.backbone.name,
             backbone_fingerprint=self.backbone.fingerprint,
             tokenizer_fingerprint=self.backbone.tokenizer_fingerprint,
@@ -309,9 +308,9 @@ class _Run:
         )
 
 
-def _vocabulary(backbone: Backbone, maker: ExampleMaker) -> Vocabulary:
+def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
     tokenizer = backbone.tokenizer
-    return Vocabulary(
+    return Host(
         # Rows of the table past the tokenizer's last token are padding.
         size=min(len(tokenizer), backbone.embeddings.shape[0]),
         width=backbone.hidden_size,
@@ -321,6 +320,8 @@ def _vocabulary(backbone: Backbone, maker: ExampleMaker) -> Vocabulary:
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         embed=lambda ids: backbone.embed(ids.to(backbone.device)).float().cpu(),
         labels=maker.verbalizer.words if maker.verbalizer else (),
+        sites=backbone.site_shapes,
+        attend=backbone.attended if backbone.sites else None,
     )
 
 

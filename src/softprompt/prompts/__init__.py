@@ -6,9 +6,11 @@ from typing import Any
 from softprompt.errors import SettingsError
 from softprompt.prompts.hard_prompt import HardPrompt
 from softprompt.prompts.method import Method
+from softprompt.prompts.p_tuning import PTuning
+from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
 
-METHODS: dict[str, type[Method]] = {method.NAME: method for method in (HardPrompt, PromptTuning)}
+METHODS: dict[str, type[Method]] = {method.NAME: method for method in (HardPrompt, PromptTuning, PrefixTuning, PTuning)}
 
 
 def method_named(name: str, settings: Mapping[str, Any]) -> Method:
@@ -30,4 +32,4 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
     return METHODS[name](**settings)
 
 
-__all__ = ["METHODS", "HardPrompt", "Method", "PromptTuning", "method_named"]
+__all__ = ["METHODS", "HardPrompt", "Method", "PTuning", "PrefixTuning", "PromptTuning", "method_named"]

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from softprompt.prompts.method import Method, Parametrization, Vocabulary
+from softprompt.prompts.method import Host, Method, Parametrization
 from softprompt.prompts.prompt import VirtualTokens
 
 
@@ -23,8 +23,8 @@ class HardPrompt(Method):
     def slot_length(self) -> int:
         return 0
 
-    def build(self, tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Parametrization:
-        return _Nothing(vocabulary.width)
+    def build(self, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
+        return _Nothing(host.width)
 
 
 class _Nothing(Parametrization):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import SettingsError
-from softprompt.prompts.method import Vocabulary
+from softprompt.prompts.method import Host
 
 Init = Literal["random", "vocabulary", "text", "labels"]
 
@@ -18,66 +18,64 @@ Init = Literal["random", "vocabulary", "text", "labels"]
 COMMON = 5000
 
 
-def random(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+def random(tokens: int, host: Host, generator: torch.Generator) -> Tensor:
     """Uniform in [-0.5, 0.5], as the paper has it (its code draws from [0, 0.5)). `[P, D]`"""
-    return torch.rand(tokens, vocabulary.width, generator=generator) - 0.5
+    return torch.rand(tokens, host.width, generator=generator) - 0.5
 
 
-def sampled_vocabulary(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+def sampled_vocabulary(tokens: int, host: Host, generator: torch.Generator) -> Tensor:
     """Embeddings of common tokens, without replacement while there are enough of them. `[P, D]`"""
-    common = [i for i in range(vocabulary.size) if i not in vocabulary.special][:COMMON]
+    common = [i for i in range(host.size) if i not in host.special][:COMMON]
     if tokens <= len(common):
         chosen = torch.randperm(len(common), generator=generator)[:tokens]
     else:
         chosen = torch.randint(len(common), (tokens,), generator=generator)
-    return vocabulary.embed(torch.tensor(common)[chosen])
+    return host.embed(torch.tensor(common)[chosen])
 
 
-def text(content: str, tokens: int, vocabulary: Vocabulary) -> Tensor:
+def text(content: str, tokens: int, host: Host) -> Tensor:
     """Embeddings of a text's tokens, repeated from its beginning or cut to P of them. `[P, D]`
 
     Raises:
         SettingsError: the text has no token.
     """
-    ids = vocabulary.encode(content)
+    ids = host.encode(content)
     if not ids:
         raise SettingsError("the init text is empty", where="text", instead="Give some words, or init='vocabulary'.")
     repeated = (ids * (tokens // len(ids) + 1))[:tokens]
-    return vocabulary.embed(torch.tensor(repeated))
+    return host.embed(torch.tensor(repeated))
 
 
-def class_labels(tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Tensor:
+def class_labels(tokens: int, host: Host, generator: torch.Generator) -> Tensor:
     """Each label word's mean embedding at one position, sampled vocabulary at the rest. `[P, D]`
 
     Raises:
         SettingsError: the task has no labels, or more of them than there are virtual tokens.
     """
-    if not vocabulary.labels:
+    if not host.labels:
         raise SettingsError(
             "init='labels' needs a task with labels",
             where="init",
             instead="Use init='vocabulary' or init='text' for generation.",
         )
-    if len(vocabulary.labels) > tokens:
+    if len(host.labels) > tokens:
         raise SettingsError(
-            f"init='labels' takes a virtual token for each of the {len(vocabulary.labels)} labels, not {tokens}",
+            f"init='labels' takes a virtual token for each of the {len(host.labels)} labels, not {tokens}",
             where="tokens",
             instead="Give more tokens, or init='vocabulary'.",
         )
-    means = [vocabulary.embed(torch.tensor(word)).mean(dim=0) for word in vocabulary.labels]
-    rest = sampled_vocabulary(tokens, vocabulary, generator)[len(means) :]
+    means = [host.embed(torch.tensor(word)).mean(dim=0) for word in host.labels]
+    rest = sampled_vocabulary(tokens, host, generator)[len(means) :]
     return torch.cat([torch.stack(means), rest])
 
 
-def initialize(
-    init: Init, tokens: int, vocabulary: Vocabulary, generator: torch.Generator, content: str | None = None
-) -> Tensor:
+def initialize(init: Init, tokens: int, host: Host, generator: torch.Generator, content: str | None = None) -> Tensor:
     """P starting vectors, `[P, D]` float32. `content` is the text for init="text"."""
     starts: dict[Init, Callable[[], Tensor]] = {
-        "random": lambda: random(tokens, vocabulary, generator),
-        "vocabulary": lambda: sampled_vocabulary(tokens, vocabulary, generator),
-        "text": lambda: text(content or "", tokens, vocabulary),
-        "labels": lambda: class_labels(tokens, vocabulary, generator),
+        "random": lambda: random(tokens, host, generator),
+        "vocabulary": lambda: sampled_vocabulary(tokens, host, generator),
+        "text": lambda: text(content or "", tokens, host),
+        "labels": lambda: class_labels(tokens, host, generator),
     }
     return starts[init]().detach().float().clone()
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from softprompt.errors import TemplateError
-from softprompt.prompts.prompt import VirtualTokens
+from softprompt.errors import SettingsError, TemplateError
+from softprompt.prompts.prompt import Sites, Values
 from softprompt.text.task import Task
+from softprompt.text.template import Template
+
+Pair = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Keys and values, one tensor per attention site each."""
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Host:
     """What a method may know of the model whose prompt it makes.
 
     Attributes:
@@ -26,6 +30,9 @@ class Vocabulary:
         encode: token ids of a text.
         embed: `[n]` int64 ids to `[n, D]` float32 embeddings, as the model receives them.
         labels: the task's label words as token ids; empty for generation.
+        sites: where it attends; empty where its attention cannot be reached.
+        attend: `[n, D]` embeddings to the keys and values, one `[n, H, E]` per site, that they leave behind at
+            positions 0 to n - 1; None where the attention cannot be reached.
     """
 
     size: int
@@ -34,13 +41,15 @@ class Vocabulary:
     encode: Callable[[str], list[int]]
     embed: Callable[[Tensor], Tensor]
     labels: tuple[tuple[int, ...], ...] = ()
+    sites: Sites = field(default_factory=dict)
+    attend: Callable[[Tensor], Pair] | None = None
 
 
 class Parametrization(nn.Module, ABC):
     """The parameters of a method, for as long as they are trained."""
 
     @abstractmethod
-    def forward(self, task: int = 0) -> VirtualTokens:
+    def forward(self, task: int = 0) -> Values:
         """The prompt as it stands, with gradients."""
 
     @abstractmethod
@@ -60,23 +69,25 @@ class Method(ABC):
         NAME: how files and the command line call it.
         LEARNS: whether there is anything to train.
         LEARNING_RATE: what AdamW trains it with unless told otherwise.
+        INSIDE: whether what is learned stands inside the attention, before all tokens, and not at the input.
     """
 
     NAME: ClassVar[str]
     LEARNS: ClassVar[bool]
     LEARNING_RATE: ClassVar[float]
+    INSIDE: ClassVar[bool] = False
 
     @abstractmethod
     def slot_length(self) -> int:
         """Virtual tokens in a slot whose template does not say how many; 0 where there can be no slot."""
 
     @abstractmethod
-    def build(self, tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Parametrization:
+    def build(self, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
         """Parameters at their starting point.
 
         Args:
             tokens: P, virtual tokens of the whole template.
-            vocabulary: the model's.
+            host: the model.
             generator: the source of whatever is random.
         """
 
@@ -88,6 +99,15 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
         return {name: getattr(self, name) for name in self.setting_names()}
+
+
+def check_tokens(tokens: object) -> None:
+    """
+    Raises:
+        SettingsError: it is no number of 1 or more.
+    """
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise SettingsError(f"tokens is {tokens!r}", where="tokens", instead="Give a number of 1 or more.")
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:
@@ -109,4 +129,23 @@ def resolve_task(task: Task, method: Method) -> Task:
                 instead="Take {soft} out, or use a method that learns, such as prompt-tuning.",
             )
         return task
-    return task.with_template(task.template.with_slot_in_front().with_lengths(method.slot_length()))
+    template = task.template.with_slot_in_front().with_lengths(method.slot_length())
+    if method.INSIDE:
+        template = _everything_behind_the_slot(template, method)
+    return task.with_template(template)
+
+
+def _everything_behind_the_slot(template: Template, method: Method) -> Template:
+    if len(template.slots) != 1 or template.segments[0] not in template.slots:
+        raise TemplateError(
+            f"a {method.NAME} prompt stands before everything else, in one slot",
+            where=f"template {template.source!r}",
+            instead="Take {soft} out, or put it in front, once; prompt-tuning and p-tuning have slots anywhere.",
+        )
+    if len(template.segments) == 2:
+        raise TemplateError(
+            "there is nothing between the slot and {label} to attend to it",
+            where=f"template {template.source!r}",
+            instead="Put a field or some text before {label}.",
+        )
+    return template.with_start_behind_front_slot()

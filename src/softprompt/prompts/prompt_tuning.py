@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Method, Parametrization, Vocabulary
+from softprompt.prompts.method import Host, Method, Parametrization, check_tokens
 from softprompt.prompts.prompt import VirtualTokens
 
 
@@ -39,15 +38,14 @@ class PromptTuning(Method):
     text: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or self.tokens < 1:
-            raise SettingsError(f"tokens is {self.tokens!r}", where="tokens", instead="Give a number of 1 or more.")
+        check_tokens(self.tokens)
         check_init(self.init, self.text)
 
     def slot_length(self) -> int:
         return self.tokens
 
-    def build(self, tokens: int, vocabulary: Vocabulary, generator: torch.Generator) -> Parametrization:
-        return _Embeddings(initialize(self.init, tokens, vocabulary, generator, self.text))
+    def build(self, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
+        return _Embeddings(initialize(self.init, tokens, host, generator, self.text))
 
 
 class _Embeddings(Parametrization):

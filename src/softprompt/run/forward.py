@@ -10,8 +10,8 @@ from torch import Tensor
 
 from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.context import Context, Stretch
-from softprompt.errors import TemplateError
-from softprompt.prompts.prompt import VirtualTokens
+from softprompt.errors import SourceError, TemplateError
+from softprompt.prompts.prompt import Values
 from softprompt.run.plan import Plan, Tokens, plan
 from softprompt.run.reader import Reader
 from softprompt.text.batch import Batch
@@ -50,8 +50,8 @@ class Filling:
             trained: nothing may then be kept from one step to the next.
     """
 
-    values: VirtualTokens
-    compiled: dict[tuple[Tokens, Tokens], Stretch] | None = field(default=None, compare=False)
+    values: Values
+    compiled: dict[tuple[Tokens, Tokens], list[Stretch]] | None = field(default=None, compare=False)
 
 
 class Forward:
@@ -67,8 +67,10 @@ class Forward:
         self.share = share and backbone.lowers
         self.reader = Reader(backbone, budget)
 
-    def plan(self, example: Example) -> Plan:
-        return plan(example, share=self.share)
+    def plan(self, example: Example, values: Values | None = None) -> Plan:
+        """How often each token of an example is computed; `values` are what fills its slots."""
+        inside = values.tokens if values is not None and values.inside is not None else 0
+        return plan(example, share=self.share, inside=inside)
 
     def prepare(
         self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
@@ -81,11 +83,12 @@ class Forward:
             which: for each row its prompt's index; None where there is one.
 
         Raises:
-            TemplateError: a row has more virtual tokens than its prompt.
+            TemplateError: a row has more virtual tokens than its prompt, or nothing behind a prefix.
+            SourceError: a prefix for a model whose attention cannot be reached.
         """
         which = which if which is not None else [0] * len(examples)
         _check(examples, fillings, which)
-        plans = [self.plan(e) for e in examples]
+        plans = [self.plan(e, fillings[k].values) for e, k in zip(examples, which, strict=True)]
         context, rows = self._before(plans, fillings, which)
         batch = Batch.of([p.row for p in plans], [e.target for e in examples]).to(self.backbone.device)
         inputs = self._embed(batch, fillings, which)
@@ -111,7 +114,7 @@ class Forward:
             if p.text:
                 parts.append(next(texts))
             elif p.shared:
-                parts.append(shared[k, p.head, p.shared])
+                parts += shared[k, p.head, p.shared]
             # A text does not depend on the prompt: rows of several tasks about one text read one entry.
             keys.append((k, p.head, p.shared) if p.shared else (p.head, p.text))
             entries.setdefault(keys[-1], parts)
@@ -124,28 +127,51 @@ class Forward:
 
     def _shared(
         self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
-    ) -> dict[tuple[int, Tokens, Tokens], Stretch]:
+    ) -> dict[tuple[int, Tokens, Tokens], list[Stretch]]:
         """Keys and values of what is learned and stands in front, once for each prompt, all of them in one pass."""
         needed = dict.fromkeys((k, p.head, p.shared) for p, k in zip(plans, which, strict=True) if p.shared)
-        found: dict[tuple[int, Tokens, Tokens], Stretch] = {}
-        missing = []
+        found: dict[tuple[int, Tokens, Tokens], list[Stretch]] = {}
+        missing: list[tuple[int, Tokens, Tokens]] = []
         for key in needed:
             compiled = fillings[key[0]].compiled
             if compiled is not None and key[1:] in compiled:
                 found[key] = compiled[key[1:]]
             else:
                 missing.append(key)
-        if not missing:
-            return found
-        batch = Batch.of([shared for _, _, shared in missing]).to(self.backbone.device)
-        inputs = self._embed(batch, fillings, [k for k, _, _ in missing])
-        heads = Context.of([[self.reader.head(head)] if head else [] for _, head, _ in missing])
-        for key, stretch in zip(missing, self.backbone.read(inputs, batch.mask, heads), strict=True):
+        inside = {key: self._inside(fillings[key[0]].values) for key in missing}
+        heads = {key: [self.reader.head(key[1])] if key[1] else [] for key in missing}
+        rest = {key: key[2][sum(s.length for s in inside[key]) :] for key in missing}
+        run = [key for key in missing if rest[key]]
+        stretches = inside
+        if run:
+            batch = Batch.of([rest[key] for key in run]).to(self.backbone.device)
+            inputs = self._embed(batch, fillings, [key[0] for key in run])
+            before = Context.of([heads[key] + inside[key] for key in run])
+            left = self.backbone.read(inputs, batch.mask, before)
+            stretches = inside | {key: inside[key] + [s] for key, s in zip(run, left, strict=True)}
+        for key, own in stretches.items():
             compiled = fillings[key[0]].compiled
+            found[key] = own
             if compiled is not None:
-                stretch = compiled[key[1:]] = stretch.copy()
-            found[key] = stretch
+                found[key] = compiled[key[1:]] = [s.copy() for s in own]
         return found
+
+    def _inside(self, values: Values) -> list[Stretch]:
+        """What of a prompt stands inside the attention, as attention takes it."""
+        if values.inside is None:
+            return []
+        keys, others = values.inside
+        if len(keys) != len(self.backbone.sites):
+            raise SourceError(
+                f"a prefix for {len(keys)} attention sites; {len(self.backbone.sites)} of this model can be reached",
+                where=self.backbone.name,
+                instead="Use prompt-tuning or p-tuning, which stand at the input." if not self.backbone.sites else None,
+            )
+
+        def ready(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return tuple(t.to(self.backbone.device, self.backbone.dtype) for t in tensors)
+
+        return [Stretch(ready(keys), ready(others), pinned=True)]
 
     def _embed(self, batch: Batch, fillings: Sequence[Filling], which: Sequence[int]) -> Tensor:
         """Input embeddings `[B, T, D]`: words from the model's table, virtual tokens from each row's prompt."""
@@ -153,10 +179,14 @@ class Forward:
         virtual = batch.ids < 0
         if not bool(virtual.any()):
             return words
+        # A prefix has no row here, and no virtual token of it ever comes here.
+        tables = [
+            words.new_zeros(0, words.shape[-1]) if e is None else e for e in (f.values.at_input for f in fillings)
+        ]
         starts = [0]
-        for filling in fillings:
-            starts.append(starts[-1] + filling.values.tokens)
-        prompts = torch.cat([f.values.embeddings for f in fillings]).to(words.device, words.dtype)
+        for table in tables:
+            starts.append(starts[-1] + len(table))
+        prompts = torch.cat([t.to(words.device, words.dtype) for t in tables])
         first = torch.tensor([starts[k] for k in which], device=words.device)
         index = first[:, None] + (-1 - batch.ids).clamp_min(0)
         return words.masked_scatter(virtual[..., None], prompts[index[virtual]])
@@ -171,4 +201,10 @@ def _check(examples: Sequence[Example], fillings: Sequence[Filling], which: Sequ
                 f"the template has {asked} virtual tokens, but the prompt {there}",
                 where=f"prompt {k}",
                 instead="Give each row the prompt that was made for its template.",
+            )
+        if fillings[k].values.inside is not None and (example.tokens[-1] < 0 or asked != there):
+            raise TemplateError(
+                "a prefix stands whole before a row, and a row must have a token behind it",
+                where=f"prompt {k}",
+                instead="Put some text behind the slot.",
             )

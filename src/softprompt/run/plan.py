@@ -31,16 +31,17 @@ class Plan:
     row: Tokens
 
 
-def plan(example: Example, *, share: bool = True) -> Plan:
+def plan(example: Example, *, share: bool = True, inside: int = 0) -> Plan:
     """Cut an example.
 
     Args:
+        inside: how many tokens, from the first, stand inside the attention: they are never run as tokens.
         share: False computes every token in every row: the reference, and what is left where a backbone cannot read a
             context (see `Backbone.lowers`).
     """
     tokens = example.tokens
     if not share:
-        return Plan((), (), (), tokens)
+        return Plan((), tokens[:inside], (), tokens[inside:])
     end = len(tokens) - 1
     learned_at = min(next((i for i, t in enumerate(tokens) if t < 0), end), end)
     field_at = min(example.field_at, end)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from softprompt.errors import DataError, LengthError
 from softprompt.text.task import Task
-from softprompt.text.template import Anchor, Field, Slot
+from softprompt.text.template import Anchor, Field, Slot, Start
 from softprompt.text.tokens import PieceTokenizer
 from softprompt.text.verbalizer import Verbalizer
 
@@ -65,15 +65,18 @@ class ExampleMaker:
 
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
         """The template with anchors and slots as tokens, and the fields still open."""
-        pieces: list[tuple[int, ...] | Field] = [self._tokenizer.start]
+        segments = self.task.template.segments
+        pieces: list[tuple[int, ...] | Field] = [] if Start() in segments else [self._tokenizer.start]
         virtual = 0
-        for segment in self.task.template.segments:
+        for segment in segments:
             if isinstance(segment, Slot):
                 assert segment.tokens is not None, "slots are given their lengths first"
                 pieces.append(tuple(-1 - v for v in range(virtual, virtual + segment.tokens)))
                 virtual += segment.tokens
             elif isinstance(segment, Anchor):
                 pieces.append(self._anchor(segment))
+            elif isinstance(segment, Start):
+                pieces.append(self._tokenizer.start)
             elif isinstance(segment, Field):
                 pieces.append(segment)
         return pieces

@@ -3,7 +3,9 @@ r"""Templates: hard text with holes, some of them learned.
     "{soft:20}Article: {text}\nTopic: {label}"
 
 `{soft}` / `{soft:N}` is a slot of learned vectors (N of them, or as many as the method has), `{name}` a field of the
-row (`{text}`, `{본문}`: any identifier), `{label}` the target, which comes last. `{{` and `}}` are literal braces.
+row (`{text}`, `{본문}`: any identifier), `{label}` the target, which comes last. `{bos}` is what the tokenizer puts
+before every text (a beginning-of-text token, say); without it that comes first of all. `{{` and `}}` are literal
+braces.
 Whatever else stands there is hard text: an *anchor*.
 
 A blank before a field or the target belongs to what follows it (`"Topic: {label}"` asks for `" sports"`), because that
@@ -47,13 +49,18 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What the tokenizer puts before every text."""
+
+
+@dataclass(frozen=True)
 class Target:
     """What is to be predicted; `blank` is the white space that goes in front of it."""
 
     blank: str = ""
 
 
-Segment = Anchor | Slot | Field | Target
+Segment = Anchor | Slot | Field | Start | Target
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Template:
 
     SOFT: ClassVar[str] = "soft"
     LABEL: ClassVar[str] = "label"
+    BOS: ClassVar[str] = "bos"
 
     source: str
     segments: tuple[Segment, ...]
@@ -107,6 +115,12 @@ class Template:
         return template
 
     def _check(self) -> None:
+        if self.segments.count(Start()) > 1:
+            raise TemplateError(
+                "{bos} stands in it more than once",
+                where=f"template {self.source!r}",
+                instead="Once is enough.",
+            )
         targets = [i for i, s in enumerate(self.segments) if isinstance(s, Target)]
         if len(targets) != 1:
             raise TemplateError(
@@ -144,12 +158,18 @@ class Template:
 
     @property
     def opening(self) -> Segment:
-        """What the text begins with: the first segment that is no slot."""
-        return next(s for s in self.segments if not isinstance(s, Slot))
+        """What the text begins with: the first segment that is neither slot nor `{bos}`."""
+        return next(s for s in self.segments if not isinstance(s, (Slot, Start)))
 
     def with_slot_in_front(self) -> Template:
         """The same template with a `{soft}` slot in front, if it has none."""
         return self if self.slots else self._of((Slot(), *self.segments))
+
+    def with_start_behind_front_slot(self) -> Template:
+        """The same template with `{bos}` behind the slot it opens with, unless it says where `{bos}` stands."""
+        if Start() in self.segments:
+            return self
+        return self._of((self.segments[0], Start(), *self.segments[1:]))
 
     def with_lengths(self, tokens: int) -> Template:
         """The same template with `tokens` virtual tokens in each slot that does not say how many."""
@@ -169,6 +189,8 @@ def _written(segment: Segment) -> str:
             return "{soft}" if tokens is None else f"{{soft:{tokens}}}"
         case Field(name, blank):
             return f"{blank}{{{name}}}"
+        case Start():
+            return "{bos}"
         case Target(blank):
             return f"{blank}{{label}}"
 
@@ -185,7 +207,7 @@ def _stray(source: str, start: int) -> TemplateError:
     return TemplateError(what, where=f"template {source!r}", instead=instead)
 
 
-def _hole(content: str, source: str) -> Slot | Field | Target:
+def _hole(content: str, source: str) -> Slot | Field | Start | Target:
     name, colon, argument = content.partition(":")
     if name == Template.SOFT:
         if colon and not _LENGTH.fullmatch(argument):
@@ -201,4 +223,6 @@ def _hole(content: str, source: str) -> Slot | Field | Target:
             where=f"template {source!r}",
             instead="Write {soft:N}, {name} or {label}; {{ and }} for literal braces.",
         )
+    if content == Template.BOS:
+        return Start()
     return Target() if content == Template.LABEL else Field(content)
