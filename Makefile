@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench clean
 
 demo: $(READY)  ## learn a prompt on real news with a real model, in minutes
 	$(BIN)/softprompt demo

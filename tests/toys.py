@@ -51,8 +51,9 @@ def learn(
     **options: Any,
 ) -> Result:
     """A few steps on a tiny Llama, unless said otherwise."""
-    settings = {"steps": 6, "batch_size": 4, "learning_rate": 0.1, "progress": False} | options
-    return train(backbone or tiny.backbone(), task, method or PromptTuning(tokens=4), rows, eval_rows, **settings)
+    method = method or PromptTuning(tokens=4)
+    usual = {"steps": 6, "batch_size": 4, "learning_rate": 0.1} if method.LEARNS else {}
+    return train(backbone or tiny.backbone(), task, method, rows, eval_rows, **{"progress": False} | usual | options)
 
 
 def prompt(

@@ -2,7 +2,7 @@
 
 prompt.json            what it is: method, template, labels, backbone, tokenizer, training facts, metrics
 prompt.safetensors     what serving needs
-training.safetensors   what going on training and `inspect` need: the parameters, and the values they started from
+training.safetensors   what a training that begins here and `inspect` need: parameters, and where they started
 README.md              a model card
 """
 
@@ -172,7 +172,14 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
     path = Path(path)
     if not path.name or path.name in (".", ".."):
         raise OutputError("it has no name of its own", where=str(path), instead="Give a folder such as prompts/topic.")
-    standing = atomic.standing(path)
+    try:
+        # As long as the longest name that may come to stand beside it.
+        atomic.standing(path.with_name(f"{path.name}.last-good"))
+        standing = atomic.standing(path)
+    except OSError as cause:
+        raise OutputError(
+            f"no folder can stand there: {cause.strerror}", where=str(path), instead="Give another folder."
+        ) from cause
     if standing is None:
         beside = next(p for p in Path(os.path.realpath(path)).parents if p.exists())
         if not beside.is_dir():

@@ -346,6 +346,9 @@ def test_an_answer_for_which_there_is_no_room_is_refused():
         ({"eos_token_id": 3}, "no option eos_token_id"),
         ({"do_sample": True, "temperature": 0.0}, "temperature"),
         ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"guidance_scale": 2.0}, "no option guidance_scale"),
+        ({"temperature": 0.5}, "would do nothing without sampling"),
+        ({"cache_implementation": "quantized"}, "'quantized' is not supported"),
         ({"num_beams": 0}, "options"),
         ({"num_beams": "three"}, "options"),
         ({"cache_implementation": "magic"}, "cache_implementation"),
@@ -402,3 +405,26 @@ def test_one_text_asked_about_by_several_prompts_is_read_once():
     rows = computed("abca") - three
     assert three == one + 2 * rows
     assert rows < 10 < one
+
+
+def test_the_models_own_generation_defaults_are_not_taken_over():
+    plain, wilful = tiny.backbone(), tiny.backbone()
+    wilful.model.generation_config.repetition_penalty = 50.0
+    wilful.model.generation_config.suppress_tokens = list(range(5, 300))
+    answers = []
+    for backbone in (plain, wilful):
+        asked = Engine(backbone)
+        asked.add("p", prompt(backbone, WRITING))
+        answers.append(asked.generate([("p", row) for row in ROWS], max_new_tokens=6))
+    assert answers[0] == answers[1]
+
+
+def test_an_answer_says_how_much_of_its_row_was_cut():
+    backbone = reference.backbone("llama")
+    asked = Engine(backbone)
+    asked.add("p", prompt(backbone, TOPICS))
+    long = {"text": "the team won the match " * 100}
+    short, cut = asked.classify([("p", ROWS[0]), ("p", long)])
+    assert (short.cut, cut.cut > 0) == (0, True)
+    short, cut = asked.generate([("p", ROWS[0]), ("p", long)], max_new_tokens=2)
+    assert (short.cut, cut.cut > 0) == (0, True)

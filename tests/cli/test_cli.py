@@ -143,7 +143,7 @@ def test_every_verb_speaks_json(here):
     lines = run("predict", "p", "--data", "texts.csv", "--json", "-q").stdout.splitlines()
     assert len([json.loads(line)["label"] for line in lines]) == 30
     written = json.loads(run("predict", "titles", "--text", "x", "--max-new-tokens", "3", "--json").stdout)
-    assert written.keys() == {"text", "tokens", "finished"}
+    assert written.keys() == {"text", "tokens", "finished", "cut"}
     looked_at = json.loads(run("inspect", "p", "--json").stdout)
     assert [t["index"] for t in looked_at["tokens"]] == [0, 1, 2, 3]
     assert len(looked_at["tokens"][0]["nearest"]) == 3

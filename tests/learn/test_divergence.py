@@ -4,12 +4,13 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import tiny
 from softprompt import artifact
 from softprompt.errors import DivergenceError
 from softprompt.learn.trainer import Learner
-from toys import ROWS, at, contents, learn
+from toys import ROWS, at, contents, interrupt, learn
 
 NAN = float("nan")
 
@@ -67,4 +68,21 @@ def test_what_stands_where_the_last_good_prompt_would_go_is_left_alone(tmp_path)
     (tmp_path / "p.last-good" / "thesis.txt").write_text("years of work")
     with pytest.raises(DivergenceError, match=r"could not be saved.*something other than a prompt"):
         learn(output=tmp_path / "p", callbacks=[at("on_step_begin", 3, spoil)])
-    assert contents(tmp_path) == {"p.last-good/thesis.txt": b"years of work"}
+    assert contents(tmp_path / "p.last-good") == {"thesis.txt": b"years of work"}
+
+
+def test_a_run_that_diverges_as_soon_as_it_goes_on_loses_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        learn(output=tmp_path / "p", callbacks=[at("on_step_begin", 5, interrupt)])
+    before = load_file(tmp_path / "p.checkpoints" / "checkpoint-5" / "model.safetensors")
+    with pytest.raises(DivergenceError, match="nan at step 6"):
+        learn(output=tmp_path / "p", resume=True, callbacks=[at("on_step_begin", 5, spoil)])
+    saved = artifact.load(tmp_path / "p.last-good")
+    assert torch.equal(saved.values.embeddings, before["parametrization.embeddings"])
+
+
+def test_checkpoints_stay_where_the_last_good_prompt_could_not_be_saved(tmp_path):
+    (tmp_path / "p.last-good").write_text("in the way")
+    with pytest.raises(DivergenceError, match="could not be saved"):
+        learn(output=tmp_path / "p", callbacks=[at("on_step_begin", 5, spoil)])
+    assert (tmp_path / "p.checkpoints" / "checkpoint-5").is_dir()

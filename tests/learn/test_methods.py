@@ -9,6 +9,7 @@ import reference
 import tiny
 from softprompt import artifact
 from softprompt.answer.engine import Engine
+from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import evaluate
 from softprompt.prompts import HardPrompt, PrefixTuning, PromptTuning, PTuning
 from softprompt.text.task import Task
@@ -73,7 +74,8 @@ def test_a_batch_of_all_methods_equals_each_alone(family):
     backbone = reference.backbone(family)
     engine, alone = Engine(backbone), {}
     for name, method in {**METHODS, "hard": HardPrompt()}.items():
-        trained = learn(backbone, TASK, method=method, steps=1, learning_rate=0.05).prompt
+        settings = {"steps": 1, "learning_rate": 0.05} if method.LEARNS else {}
+        trained = learn(backbone, TASK, method=method, **settings).prompt
         engine.add(name, trained)
         alone[name] = Engine(backbone)
         alone[name].add(name, trained)
@@ -107,3 +109,22 @@ def test_gradient_checkpointing_trains_the_same(method):
     )
     for name, tensor in plain.items():
         torch.testing.assert_close(saving[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_a_saved_prompt_is_begun_from(method, tmp_path):
+    backbone = reference.backbone("llama")
+    first = learn(backbone, TASK, method=method, output=tmp_path / "first", learning_rate=0.01)
+    second = learn(backbone, TASK, method=method, start=tmp_path / "first", steps=1, learning_rate=1e-12)
+    for name, tensor in first.prompt.values.tensors().items():
+        assert torch.equal(second.prompt.state.start[name], tensor)
+        torch.testing.assert_close(second.prompt.values.tensors()[name], tensor)
+
+
+def test_a_prompt_of_another_kind_is_not_begun_from(tmp_path):
+    backbone = reference.backbone("llama")
+    learn(backbone, TASK, method=METHODS["prefix"], output=tmp_path / "prefix", steps=1)
+    with pytest.raises(SettingsError, match=r"it is a prefix-tuning prompt, not prompt-tuning"):
+        learn(backbone, TASK, method=METHODS["prompt-tuning"], start=tmp_path / "prefix")
+    with pytest.raises(SettingsError, match=r"its parameters are .*3, .*those asked for .*5"):
+        learn(backbone, TASK, method=PrefixTuning(tokens=5), start=tmp_path / "prefix")

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import random
+
+import numpy
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import EarlyStoppingCallback
 
 import reference
 import tiny
@@ -246,3 +250,48 @@ def test_a_folder_where_checkpoints_would_go_is_left_alone(tmp_path, overwrite):
 def test_an_unknown_setting_is_named():
     with pytest.raises(SettingsError, match=r"no setting step\b.*steps"):
         learn(step=3)
+
+
+def test_early_stopping_stops():
+    class Stuck(EarlyStoppingCallback):
+        """As if no evaluation were better than the first."""
+
+        def check_metric_value(self, args, state, control, metric_value):
+            self.early_stopping_patience_counter += 1
+
+    result = learn(eval_rows=ROWS, steps=12, eval_every=2, callbacks=[Stuck(early_stopping_patience=2)])
+    assert max(entry["step"] for entry in result.history) == 4
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_had_been_drawn():
+    backbone = tiny.backbone()
+    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    learn(backbone)
+    after = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert states[:2] == after[:2]
+    assert torch.equal(states[2], after[2])
+
+
+def test_a_second_run_does_not_disturb_the_first(tmp_path):
+    def second(model):
+        with pytest.raises(OutputError, match="another run is training there"):
+            learn(output=tmp_path / "p", overwrite=True)
+
+    result = learn(output=tmp_path / "p", callbacks=[at("on_step_end", 2, second)])
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+    assert artifact.load(result.path).training["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": HardPrompt(), "task": Task("{text}{label}", LABELS), "steps": 3}, "takes no steps"),
+        ({"resume": True}, "resume: there is no output to go on with"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"batch_size": "3"}, "batch_size is '3'"),
+        ({"warmup": "much"}, "warmup is 'much'"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(options, message):
+    with pytest.raises(SettingsError, match=message):
+        learn(**options)

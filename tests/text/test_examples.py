@@ -114,6 +114,7 @@ def test_an_answer_is_decoded_without_the_template_blank():
         ({"text": ["a"], "label": "sports"}, DataError, "field 'text' is list, not text"),
         ({"text": True, "label": "sports"}, DataError, "field 'text' is bool, not text"),
         ({"text": b"a", "label": "sports"}, DataError, "field 'text' is bytes, not text"),
+        ({"text": "cut \ud83d", "label": "sports"}, DataError, "field 'text' holds half a character"),
         ({"text": math.nan, "label": "sports"}, DataError, "field 'text' is nan, as tables write what is missing"),
         ({"text": "a", "label": "tech"}, LabelError, "unknown label 'tech'. The task's labels are sports, business."),
         ("text label", DataError, "the row is str, not fields by name"),

@@ -20,16 +20,21 @@ from softprompt.run.score import label_log_probabilities
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
 
-# Options that decide how many answers come back, in what form, and where they end.
-_OURS = {
-    "max_new_tokens",
-    "max_length",
-    "eos_token_id",
-    "pad_token_id",
-    "num_return_sequences",
-    "return_dict_in_generate",
-    "stop_strings",
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+_OPTIONS = {
+    "bad_words_ids",
+    "cache_implementation",
+    "do_sample",
+    "early_stopping",
+    "length_penalty",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "repetition_penalty",
+    "suppress_tokens",
+    "use_cache",
 }
+_CACHES = (None, "static", "dynamic")
 
 Request = tuple[str, Mapping[str, Any]]
 """The name of a prompt and the row it is to answer."""
@@ -42,10 +47,12 @@ class Classification:
     Attributes:
         label: the most probable label.
         probabilities: of each label among the task's labels; they add up to one.
+        cut: how many tokens of the row's fields were cut away, because it was too long.
     """
 
     label: str
     probabilities: Mapping[str, float]
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,13 @@ class Generation:
         text: what was written, without end-of-text token.
         tokens: how many tokens that took, the end-of-text token included.
         finished: whether the model ended it; False where `max_new_tokens` did.
+        cut: how many tokens of the row's fields were cut away, because it was too long.
     """
 
     text: str
     tokens: int
     finished: bool
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,9 @@ class Engine:
             for i, score in zip(rows, scores, strict=True):
                 labels = entries[i].prompt.task.labels
                 answers[i] = Classification(
-                    labels[int(score.argmax())], dict(zip(labels, score.exp().tolist(), strict=True))
+                    labels[int(score.argmax())],
+                    dict(zip(labels, score.exp().tolist(), strict=True)),
+                    examples[i].cut,
                 )
         return [answers[i] for i in range(len(requests))]
 
@@ -174,8 +185,8 @@ class Engine:
             requests: prompts and rows.
             max_new_tokens: the most tokens an answer may have; as much room is left behind every row.
             seed: of sampling (`do_sample=True`); with one, the same batch gives the same answers.
-            options: of transformers' `GenerationConfig` (`num_beams`, `do_sample`, `temperature`, ...), those excepted
-                that would ask for something else than one answer a request.
+            options: of transformers' `GenerationConfig`: `num_beams`, `do_sample` with `temperature`, `top_p` and the
+                like, `repetition_penalty`, ...; an error names them all. The model's own defaults are not taken over.
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
@@ -209,7 +220,10 @@ class Engine:
     ) -> list[Generation]:
         fillings, which = self._fillings(entries)
         ready = self._forward.prepare(examples, fillings, which)
-        sequences = PromptedModel(self.backbone, ready.context).generate(
+        model = PromptedModel(self.backbone, ready.context)
+        # What is not said is not done: a model's own defaults (a repetition penalty, say) are not taken over.
+        model.generation_config = GenerationConfig()
+        sequences = model.generate(
             inputs_embeds=ready.inputs_embeds,
             attention_mask=ready.mask.long(),
             prompt_ids=ready.rows,
@@ -217,10 +231,11 @@ class Engine:
         )
         ends = set(config.eos_token_id)
         answers = []
-        for entry, ids in zip(entries, sequences.tolist(), strict=True):
+        for entry, example, ids in zip(entries, examples, sequences.tolist(), strict=True):
             end = next((i for i, token in enumerate(ids) if token in ends), None)
             kept = ids if end is None else ids[:end]
-            answers.append(Generation(entry.maker.decode(kept), len(kept) + (end is not None), end is not None))
+            text = entry.maker.decode(kept)
+            answers.append(Generation(text, len(kept) + (end is not None), end is not None, example.cut))
         return answers
 
     def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
@@ -228,11 +243,24 @@ class Engine:
         given = model.generation_config.eos_token_id
         ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-        unknown = set(options) - set(GenerationConfig().to_dict()) | set(options) & _OURS
+        unknown = set(options) - _OPTIONS - _SAMPLING
         if unknown:
             raise SettingsError(
                 f"generation takes no option {', '.join(sorted(unknown))}",
-                instead="See transformers' GenerationConfig; what a request gets back is settled here.",
+                instead=f"It takes {', '.join(sorted(_OPTIONS | _SAMPLING))}.",
+            )
+        idle = sorted(set(options) & _SAMPLING)
+        if idle and not options.get("do_sample"):
+            raise SettingsError(
+                f"{', '.join(idle)} would do nothing without sampling",
+                where="generate",
+                instead="Add do_sample=True, or leave it out.",
+            )
+        if options.get("cache_implementation") not in _CACHES:
+            raise SettingsError(
+                f"cache_implementation {options['cache_implementation']!r} is not supported",
+                where="cache_implementation",
+                instead="Use 'static' or 'dynamic', or leave it out.",
             )
         try:
             return GenerationConfig(

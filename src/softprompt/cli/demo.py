@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softprompt.cli.common import Debug, Json, Quiet, show_json, show_table, verb
+from softprompt.cli.common import Debug, Json, Quiet, load_backbone, show_json, show_table, verb
 
 if TYPE_CHECKING:
     from softprompt.demo.course import Outcome
 
 
+# The demonstration's own folder: what stands there is its own work, and is replaced unasked.
+_OUT = Path("prompts/demo-bbc-news")
+
+
 @verb
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for the learned prompt; a prompt there is replaced.")] = Path(
-        "prompts/topic"
-    ),
+    out: Annotated[Path | None, typer.Option(help="The folder for the learned prompt.", show_default=str(_OUT))] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prompt that stands there.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of articles and of the training.")] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -28,24 +31,27 @@ def demo(
 
     SmolLM2-135M sorts BBC news into five topics: first with three hard prompts, then with ten learned vectors.
     """
-    from transformers.utils import logging
-
+    from softprompt import artifact
     from softprompt.demo import course
 
-    logging.disable_progress_bar()
     began = time.monotonic()
+    folder = out or _OUT
+    overwrite = overwrite or out is None
+    artifact.check_output(folder, overwrite=overwrite)
+    typer.echo("Loading SmolLM2-135M (bfloat16); it stays frozen.", err=True)
     outcome = course.run(
+        load_backbone("smollm2", "bfloat16"),
         seed,
-        out,
-        overwrite=True,
+        folder,
+        overwrite=overwrite,
         progress=not quiet,
         say=lambda line: typer.echo(line, err=True),
     )
     seconds = time.monotonic() - began
     if as_json:
-        show_json(_as_json(outcome, out, seconds))
+        show_json(_as_json(outcome, folder, seconds))
     else:
-        _show(outcome, out, seconds)
+        _show(outcome, folder, seconds)
 
 
 def _as_json(outcome: Outcome, out: Path, seconds: float) -> dict[str, object]:

@@ -55,7 +55,9 @@ def predict(
     prompt = artifact.load(folder)
     engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
     engine.add("prompt", prompt)
+    cut = 0
     for answer in _answers(engine, prompt.task.classifies, rows, max_new_tokens, not quiet and data is not None):
+        cut += answer["cut"] > 0
         if as_json:
             show_json(answer)
         elif "label" in answer and data is None:
@@ -64,6 +66,8 @@ def predict(
             # One line a row, so that answers line up with the rows of the file.
             shown = answer.get("label", answer.get("text", ""))
             typer.echo(shown if data is None else _one_line(shown))
+    if cut and not as_json:
+        typer.echo(f"{cut} of {len(rows)} rows were too long; their fields were shortened.", err=True)
 
 
 def _one_line(text: str) -> str:

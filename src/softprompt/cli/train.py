@@ -72,6 +72,12 @@ def train(
         int | None, _option("Memory for texts that are read once.", _TRAINING, default="4 GiB")
     ] = None,
     seed: Annotated[int | None, _option("Of the init and of the order of rows.", _TRAINING, default="0")] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A saved prompt of the same method to begin from.", rich_help_panel=_TRAINING, metavar="DIR"
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_TRAINING)
     ] = False,
@@ -126,6 +132,7 @@ def train(
             output=out,
             overwrite=overwrite,
             resume=resume,
+            start=begin_from,
             progress=not quiet,
             settings=settings,
         )

@@ -14,14 +14,13 @@ from softprompt.learn.training import Result, train
 from softprompt.prompts import HardPrompt, PromptTuning
 from softprompt.text.task import Task
 
-MODEL = "smollm2"
-
 # Every row is cut to this: the headline and the first sentences.
 MAX_LENGTH = 120
 
 _CHOICES = ", ".join(LABELS[:-1]) + " or " + LABELS[-1]
 
-# The best three of a dozen wordings: a sentence to finish, a form to fill in, and the model's own way to be asked.
+# A sentence to finish, a form to fill in, and the model's own way to be asked. The first two are the best of a dozen
+# wordings, the third the best of those in the chat format.
 HARD_TEMPLATES: Mapping[str, str] = {
     "a sentence": "Article: {text}\nThis news article is about {label}",
     "a form": "Article: {text}\nCategory: {label}",
@@ -54,6 +53,7 @@ class Outcome:
 
 
 def run(
+    backbone: Backbone,
     seed: int,
     output: Path,
     *,
@@ -68,6 +68,7 @@ def run(
     """Go through the whole demonstration.
 
     Args:
+        backbone: the frozen model.
         seed: of the draw of articles and of the training.
         output: the folder for the learned prompt.
         overwrite: replace a prompt that stands there.
@@ -78,8 +79,6 @@ def run(
     """
     drawn = news(seed, learn=learn, choose=choose, test=test)
     rows = [article.row for article in drawn.test]
-    say("Loading SmolLM2-135M (bfloat16); it stays frozen.")
-    backbone = Backbone.load(MODEL, dtype="bfloat16")
     hard = {}
     for name, template in HARD_TEMPLATES.items():
         say(f"Hard prompt, {name}: {template!r}")

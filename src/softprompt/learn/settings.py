@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from softprompt.errors import SettingsError
 from softprompt.run.forward import BUDGET
@@ -54,7 +54,18 @@ class Settings:
     loss: Loss = "labels"
     cache_bytes: int = BUDGET
 
+    MEASURING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes", "seed")
+    """What matters where nothing is learned, too."""
+
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seed", "eval_every", "eval_batch_size", "cache_bytes"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a whole number.")
+        for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number.")
         for name in ("steps", "batch_size", "eval_batch_size", "eval_every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -93,9 +93,11 @@ class LearnerTrainer(Trainer):
         settings: Settings,
         learning_rate: float,
         data: Sequence[Example],
+        held_out: Sequence[Example],
         folder: Path,
-        measure: Callable[[Parametrization], Mapping[str, float]] | None,
+        measure: Callable[[Parametrization], Mapping[str, float]],
         *,
+        best_by: str,
         device: torch.device,
         progress: bool,
         callbacks: Sequence[TrainerCallback],
@@ -104,6 +106,7 @@ class LearnerTrainer(Trainer):
         self._measure = measure
         self.kept: Mapping[str, float] | None = None
         self.last_good: dict[str, Tensor] | None = None
+        """The parameters with which the loss was last a number."""
         log_every = max(1, settings.steps // 30)
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -120,21 +123,28 @@ class LearnerTrainer(Trainer):
             save_strategy="steps",
             save_steps=5 * log_every,
             save_total_limit=2,
-            eval_strategy="no",
+            eval_strategy="steps" if held_out else "no",
+            eval_steps=settings.eval_every or max(1, -(-settings.steps // 3)),
+            metric_for_best_model=best_by,
+            greater_is_better=best_by != "loss",
             disable_tqdm=True,
             report_to="none",
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
             use_cpu=device.type == "cpu",
         )
+        assert arguments.device is not None  # asked for, so that the next line is not undone
+        # Several GPUs in one process would each be given the whole batch; several processes share it out.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         super().__init__(
             model=learner,
             args=arguments,
             train_dataset=_Rows(data),
+            eval_dataset=_Rows(held_out) if held_out else None,
             data_collator=_collate,
             callbacks=[
-                _AfterStep(learner.parametrization),
-                *([_Evaluations(self, settings)] if measure else []),
+                _Watch(self),
+                *([_LastEvaluation()] if held_out else []),
                 *([TrainingBar()] if progress else []),
                 *callbacks,
             ],
@@ -154,12 +164,15 @@ class LearnerTrainer(Trainer):
         loss = model(**inputs)
         if not bool(torch.isfinite(loss)):
             raise _diverged(f"the loss is {float(loss.detach())}", self.state.global_step + 1)
-        self.last_good = {k: v.clone() for k, v in self.learner.parametrization.state_dict().items()}
+        self.remember()
         return loss
+
+    def remember(self) -> None:
+        """Take the parameters, as they are, for good ones."""
+        self.last_good = {k: v.clone() for k, v in self.learner.parametrization.state_dict().items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the prompt as it stands, log it, and keep it if it is the best."""
-        assert self._measure is not None
         metrics = self._measure(self.learner.parametrization)
         if not math.isfinite(metrics["loss"]):
             raise _diverged(f"the loss on the evaluation rows is {metrics['loss']}", self.state.global_step)
@@ -233,28 +246,28 @@ def _collate(examples: list[Example]) -> dict[str, list[Example]]:
     return {"examples": examples}
 
 
-class _AfterStep(TrainerCallback):
-    """Lets the method have its say after each update: projections, bounds."""
+class _Watch(TrainerCallback):
+    """Lets the method have its say after each update (projections, bounds), and sees that it left numbers behind."""
 
-    def __init__(self, parametrization: Parametrization) -> None:
-        self._parametrization = parametrization
+    def __init__(self, trainer: LearnerTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # By now a checkpoint has been read: what it holds is good.
+        self._trainer.remember()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._parametrization.after_step()
+        parametrization = self._trainer.learner.parametrization
+        parametrization.after_step()
         # A gradient that is no number spoils the prompt without the loss having shown it, at the last step for good.
-        if not all(bool(torch.isfinite(p).all()) for p in self._parametrization.parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in parametrization.parameters()):
             raise _diverged("the prompt holds numbers that are not finite", state.global_step + 1)
 
 
-class _Evaluations(TrainerCallback):
-    """Evaluates every so many steps and after the last."""
-
-    def __init__(self, trainer: Trainer, settings: Settings) -> None:
-        self._trainer = trainer
-        self._every = settings.eval_every or max(1, -(-settings.steps // 3))
+class _LastEvaluation(TrainerCallback):
+    """Evaluates after the last step, too, where its number is no multiple."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        # Before the Trainer saves: the checkpoint of a step knows that step's evaluation.
-        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
+        if state.global_step == state.max_steps:
             control.should_evaluate = True
         return control

@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from softprompt import artifact
@@ -62,6 +66,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
+    start: str | Path | SavedPrompt | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> Result:
@@ -80,11 +85,13 @@ def train(
             that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
         progress: show progress bars.
         callbacks: of transformers' Trainer: trackers, early stopping.
+        start: a saved prompt of the same method to begin from, instead of the method's own start.
         settings: see `Settings`; or give its attributes as keywords (`steps=150`, `learning_rate=5e-3`, ...).
 
     Raises:
         RequestError: a row, the template, a setting or the output folder cannot be used; nothing was begun.
-        DivergenceError: the loss is no longer a number. The last good prompt is saved as `OUTPUT.last-good`.
+        DivergenceError: the loss is no longer a number. The last good prompt is saved as `OUTPUT.last-good`; without an
+            output it is lost.
         SaveError: the prompt could not be written.
     """
     unknown = set(options) - set(Settings.known())
@@ -93,27 +100,68 @@ def train(
             f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(Settings.known())}."
         )
     settings = replace(settings or Settings(), **options)
+    idle = sorted(set(options) - set(Settings.MEASURING))
+    if idle and not method.LEARNS:
+        raise SettingsError(
+            f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
+            instead="Leave it out, or use a method that learns.",
+        )
+    if resume and output is None:
+        raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
     if output is not None:
         artifact.check_output(output, overwrite=overwrite)
     run = _Run(backbone, task, method, settings, progress, callbacks)
+    if start is not None:
+        run.begin_from(start)
     data = run.maker.all(train_rows)
     held_out = run.maker.all(eval_rows) if eval_rows else []
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as folder:
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as folder, _callers_randomness():
             return run(data, held_out, Path(folder), resume=False)
     output = Path(output)
     checkpoints = output.with_name(output.name + ".checkpoints")
-    _check_checkpoints(checkpoints, run.identity(data, held_out), resume=resume, overwrite=overwrite)
-    try:
-        result = run(data, held_out, checkpoints, resume=resume)
-    except DivergenceError as error:
-        rescued = run.rescue(error, output)
-        # Going on from a checkpoint would end in the same way.
+    with _alone(checkpoints), _callers_randomness():
+        _check_checkpoints(checkpoints, run.identity(data, held_out), resume=resume, overwrite=overwrite)
+        try:
+            result = run(data, held_out, checkpoints, resume=resume)
+        except DivergenceError as error:
+            raise run.rescue(error, output, checkpoints) from None
+        artifact.save(result.prompt, output, overwrite=overwrite)
         shutil.rmtree(checkpoints, ignore_errors=True)
-        raise rescued from None
-    artifact.save(result.prompt, output, overwrite=overwrite)
-    shutil.rmtree(checkpoints, ignore_errors=True)
     return replace(result, path=output)
+
+
+@contextmanager
+def _alone(checkpoints: Path) -> Iterator[None]:
+    """No other run may write to these checkpoints meanwhile; the lock goes with the process that holds it."""
+    lock = FileLock(checkpoints.with_name(f".{checkpoints.name}.lock"))
+    try:
+        checkpoints.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise OutputError(
+            "another run is training there", where=str(checkpoints), instead="Wait for it, or give another output."
+        ) from None
+    except OSError as cause:
+        raise OutputError(f"it cannot be written to: {cause.strerror}", where=str(checkpoints)) from cause
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+@contextmanager
+def _callers_randomness() -> Iterator[None]:
+    """The Trainer seeds every generator there is; the caller's go on as if nothing had been drawn."""
+    python, numpy_state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(numpy_state)
 
 
 def _check_checkpoints(folder: Path, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -178,8 +226,7 @@ class _Run:
         self.parametrization = method.build(
             self.maker.virtual, _host(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
         ).to(backbone.device)
-        # A copy: what `tensors` gives may share memory with the parameters.
-        self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
+        self._note_start()
         self._trainer: LearnerTrainer | None = None
 
     def identity(self, data: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Any]:
@@ -195,6 +242,7 @@ class _Run:
             **self.settings.facts(),
             "training rows": _digest(data),
             "evaluation rows": _digest(held_out),
+            "start": hashlib.sha256(b"".join(t.numpy().tobytes() for t in self.start.values())).hexdigest(),
         }
         return json.loads(json.dumps(facts))
 
@@ -225,6 +273,7 @@ class _Run:
                 "evaluation_rows": len(held_out),
                 "rows_cut": sum(e.cut > 0 for e in [*data, *held_out]),
                 "texts_not_kept": left,
+                "computation_shared": self.backbone.lowers,
                 "trained_parameters": count([p for group in outcome.groups().values() for p in group]),
                 "reading_seconds": round(read - began, 1),
                 "training_seconds": round(trained - read, 1),
@@ -234,7 +283,39 @@ class _Run:
         )
         return Result(prompt, metrics, None, history)
 
-    def rescue(self, error: DivergenceError, output: Path) -> DivergenceError:
+    def begin_from(self, start: str | Path | SavedPrompt) -> None:
+        """Take the parameters of a saved prompt for the start.
+
+        Raises:
+            SettingsError: it is of another method, or of another shape, or its parameters were not saved.
+            ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+        """
+        saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
+        where = "start" if isinstance(start, SavedPrompt) else str(start)
+        saved.check(self.backbone, where)
+        if saved.method.NAME != self.method.NAME or saved.state is None:
+            raise SettingsError(
+                f"it is a {saved.method.NAME} prompt"
+                + (", not " + self.method.NAME if saved.state is not None else " without its parameters"),
+                where=where,
+                instead=f"Give a {self.method.NAME} prompt with its training.safetensors.",
+            )
+        own = {name: list(t.shape) for name, t in self.parametrization.state_dict().items()}
+        theirs = {name: list(t.shape) for name, t in saved.state.parameters.items()}
+        if own != theirs:
+            raise SettingsError(
+                f"its parameters are {theirs}, those asked for {own}",
+                where=where,
+                instead="Give the settings and the slots' lengths that it was trained with.",
+            )
+        self.parametrization.load_state_dict(dict(saved.state.parameters))
+        self._note_start()
+
+    def _note_start(self) -> None:
+        # A copy: what `tensors` gives may share memory with the parameters.
+        self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
+
+    def rescue(self, error: DivergenceError, output: Path, checkpoints: Path) -> DivergenceError:
         """Save the last good parameters beside the output, and say where."""
         trainer = self._trainer
         if trainer is None or trainer.last_good is None:
@@ -245,6 +326,8 @@ class _Run:
         try:
             artifact.save(prompt, place, overwrite=True)
             where = f"the prompt before it is in {place}"
+            # Going on from a checkpoint would end in the same way.
+            shutil.rmtree(checkpoints, ignore_errors=True)
         except SoftpromptError as cause:
             where = f"the prompt before it could not be saved ({cause})"
         return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
@@ -256,8 +339,10 @@ class _Run:
             self.settings,
             self.learning_rate,
             data,
+            held_out,
             folder,
-            (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
+            lambda parametrization: self._measure(held_out, parametrization),
+            best_by="accuracy" if self.task.classifies else "loss",
             device=self.backbone.device,
             progress=self.progress,
             callbacks=self.callbacks,

@@ -188,6 +188,8 @@ def _text(row: Mapping[str, Any], name: str, where: str | None) -> str:
         )
     value = row[name]
     if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise DataError(f"field {name!r} holds half a character (a lone surrogate)", where=where)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(f"field {name!r} is {type(value).__name__}, not text", where=where)
