@@ -20,7 +20,7 @@ from softprompt.backbone.backbone import Backbone
 VOCABULARY = 400
 POSITIONS = 128
 
-_SHAPE = {
+SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,7 +31,7 @@ _SHAPE = {
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-_GROUPED = _SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
+_GROUPED = SHAPE | {"num_key_value_heads": 2, "head_dim": 8}
 _GPT2 = {
     "vocab_size": VOCABULARY,
     "n_embd": 32,
@@ -56,17 +56,17 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         query_pre_attn_scalar=8,
     ),
     "mistral": lambda: AutoConfig.for_model("mistral", **_GROUPED, sliding_window=6),
-    "opt": lambda: AutoConfig.for_model("opt", **_SHAPE, ffn_dim=48, word_embed_proj_dim=32),
-    "gpt_neox": lambda: AutoConfig.for_model("gpt_neox", **_SHAPE),
+    "opt": lambda: AutoConfig.for_model("opt", **SHAPE, ffn_dim=48, word_embed_proj_dim=32),
+    "gpt_neox": lambda: AutoConfig.for_model("gpt_neox", **SHAPE),
 }
 
-# Attention that is not on transformers' registry, and keys wider than values.
+# Attention that is not on transformers' registry, keys wider than values, and no attention at all.
 _UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
-    "bloom": lambda: AutoConfig.for_model("bloom", **_SHAPE, n_layer=2, n_head=4),
-    "falcon": lambda: AutoConfig.for_model("falcon", **_SHAPE),
+    "bloom": lambda: AutoConfig.for_model("bloom", **SHAPE, n_layer=2, n_head=4),
+    "falcon": lambda: AutoConfig.for_model("falcon", **SHAPE),
     "deepseek_v3": lambda: AutoConfig.for_model(
         "deepseek_v3",
-        **_SHAPE,
+        **SHAPE,
         first_k_dense_replace=2,
         q_lora_rank=8,
         kv_lora_rank=8,
@@ -74,15 +74,20 @@ _UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
         qk_rope_head_dim=4,
         v_head_dim=6,
     ),
+    "mamba": lambda: AutoConfig.for_model("mamba", **SHAPE | {"intermediate_size": 64}, state_size=4),
 }
+# Refused: it attends to both sides.
+_ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {"bert": lambda: AutoConfig.for_model("bert", **SHAPE)}
 
 FAMILIES = tuple(_CONFIGS)
+UNROUTED = ("bloom", "falcon", "mamba")
+"""Those that read no context."""
 
 
 def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
     """A random model; weights large enough that every position matters to every later one."""
     torch.manual_seed(seed)
-    config = (_CONFIGS | _UNUSUAL)[family]()
+    config = (_CONFIGS | _UNUSUAL | _ENCODERS)[family]()
     made = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     with torch.no_grad():
         for parameter in made.parameters():

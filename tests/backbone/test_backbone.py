@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import reference
 import tiny
@@ -104,7 +106,7 @@ def test_rows_read_the_entries_they_name():
         assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("family", [*tiny.FAMILIES, "bloom", "falcon", "deepseek_v3"])
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.UNROUTED, "deepseek_v3"])
 def test_taking_a_model_in_freezes_it_and_changes_nothing_it_computes(family):
     model = tiny.model(family).train()
     backbone = Backbone(model, tiny.tokenizer())
@@ -112,7 +114,7 @@ def test_taking_a_model_in_freezes_it_and_changes_nothing_it_computes(family):
     assert torch.equal(backbone.model(ids).logits, reference.plain(family)(ids).logits)
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(m.training for m in model.modules())
-    assert backbone.lowers == (family not in ("bloom", "falcon"))
+    assert backbone.lowers == (family not in tiny.UNROUTED)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -143,12 +145,41 @@ def test_keys_that_change_with_the_length_are_not_lowered():
     assert not Backbone(type(model)(model.config), tiny.tokenizer()).lowers
 
 
-def test_a_model_that_looks_ahead_is_not_lowered():
+def test_a_model_that_looks_ahead_is_refused():
     model = tiny.model("llama")
-    for layer in model.model.layers:
-        layer.self_attn.is_causal = False
-    # Without a causal mask of the model's, attention follows the module's flag.
-    assert not Backbone(model, tiny.tokenizer()).lowers
+    model.model.layers[0].register_forward_hook(lambda _, args, out: out + out.mean(dim=1, keepdim=True))
+    with pytest.raises(SourceError, match=r"tiny \(LlamaForCausalLM\): not a causal language model.*smollm2"):
+        Backbone(model, tiny.tokenizer(), "tiny")
+
+
+def test_a_model_that_does_not_heed_padding_is_refused():
+    model = tiny.model("llama")
+    model.model.layers[0].register_forward_hook(lambda _, args, out: out + out.cumsum(dim=1))
+    with pytest.raises(SourceError, match=r"LlamaForCausalLM.*when its row is padded"):
+        Backbone(model, tiny.tokenizer())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_with_a_head_is_refused(dtype):
+    with pytest.raises(SourceError, match=r"BertLMHeadModel.*not a causal language model.*smollm2"):
+        Backbone(tiny.model("bert").to(dtype), tiny.tokenizer())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, *tiny.UNROUTED, "deepseek_v3"])
+def test_every_decoder_is_taken_in_in_every_dtype(family, dtype):
+    assert Backbone(tiny.model(family).to(dtype), tiny.tokenizer()).dtype == dtype
+
+
+@pytest.mark.parametrize("family", ["llama", *tiny.UNROUTED])
+def test_where_every_row_is_computed_whole_a_line_says_so(family, caplog):
+    tiny.backbone(family)
+    said = [r for r in caplog.records if r.name == "softprompt"]
+    assert len(said) == (family != "llama")
+    if said:
+        assert said[0].levelname == "WARNING"
+        assert f"tiny-{family} " in said[0].getMessage()
+        assert "computed in every row" in said[0].getMessage()
 
 
 def test_encoder_decoders_are_refused_by_name():
@@ -173,6 +204,55 @@ def test_a_saved_model_is_the_same_when_loaded(tmp_path):
     assert Backbone.load(str(tmp_path), dtype="bfloat16", device="cpu").dtype == torch.bfloat16
     ids = torch.arange(6)[None]
     assert torch.equal(loaded.model(ids).logits, made.model(ids).logits)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("nope", "cuda:999"):
+        with pytest.raises(SettingsError, match=rf"device '{device}' cannot be used"):
+            Backbone.load("smollm2", device=device)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3", "llama"])
+def test_tied_weights_are_not_missed(family, tmp_path):
+    tiny.model(family).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    assert Backbone.load(str(tmp_path), device="cpu").fingerprint == reference.backbone(family).fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_without_all_weights_is_refused(dtype, tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    model = tiny.model("llama")
+    kept = {name: t for name, t in model.state_dict().items() if "layers.1.self_attn" not in name}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(SourceError, match=r"lack weights.*model\.layers\.1\.self_attn\.k_proj\.weight.* and 1 more"):
+        Backbone.load(str(tmp_path), dtype=dtype, device="cpu")
+
+
+def test_an_encoder_without_a_head_is_refused(tmp_path):
+    AutoModel.from_config(AutoConfig.for_model("bert", **tiny.SHAPE)).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SourceError, match=r"lack weights of a causal language model: cls\.predictions.*smollm2"):
+        Backbone.load(str(tmp_path), device="cpu")
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 40}))
+    with pytest.raises(SourceError, match="cannot be loaded"):
+        Backbone.load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000])
+def test_weights_that_were_cut_off_are_refused(left, tmp_path):
+    tiny.model("llama").save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(SourceError, match=r"damaged or cut off.*again"):
+        Backbone.load(str(tmp_path), device="cpu")
 
 
 def test_a_folder_of_another_kind_of_model_is_refused(tmp_path):

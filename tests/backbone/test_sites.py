@@ -35,7 +35,7 @@ def test_windows_are_seen(family, windows):
     assert [s.window for s in reference.backbone(family).sites] == windows
 
 
-@pytest.mark.parametrize("family", ["bloom", "falcon"])
+@pytest.mark.parametrize("family", tiny.UNROUTED)
 def test_attention_off_the_registry_has_no_site(family):
     assert reference.backbone(family).sites == ()
     assert not reference.backbone(family).lowers

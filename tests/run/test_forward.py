@@ -16,7 +16,6 @@ from softprompt.run.loss import answer_loss
 
 # Short rows: what is counted is counted without padding.
 SHORT = ({"text": "won", "label": "x"}, {"text": "fell", "label": "y"}, {"text": "won", "label": "x"})
-UNROUTED = ("bloom", "falcon")
 
 
 def gradients(forward, given) -> list[torch.Tensor]:
@@ -63,7 +62,7 @@ def test_templates_and_prompts_mix_in_one_batch(family):
     assert_equals_sequence(reference.plain(family), Forward(backbone), case(list(TEMPLATES), backbone))
 
 
-@pytest.mark.parametrize("family", UNROUTED)
+@pytest.mark.parametrize("family", tiny.UNROUTED)
 def test_backbones_that_read_no_context_keep_the_prompt_in_sequence(family):
     backbone = reference.backbone(family)
     forward = Forward(backbone)

@@ -135,11 +135,23 @@ def test_entries_are_repeated_for_beams_without_being_named():
     assert generated(backbone, given, num_beams=3) == expected
 
 
-@pytest.mark.parametrize("family", ["bloom", "falcon"])
-def test_backbones_that_read_no_context_generate(family):
+@pytest.mark.parametrize("family", tiny.UNROUTED)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_backbones_that_read_no_context_generate(family, beams):
     backbone = reference.backbone(family)
     names = ("front", "behind", "no-slot", "two")
-    assert generated(backbone, unanswered(names, backbone)) == wanted(family, names)
+    given = unanswered(names, backbone)
+    assert len({len(e.tokens) for e in given.examples}) > 1, "no row is padded"
+    expected = wanted(family, names, num_beams=beams)
+    assert generated(backbone, given, num_beams=beams) == expected
+    assert len({tuple(ids) for ids in expected}) > 2
+
+
+def test_a_model_that_keeps_a_state_looks_nothing_up():
+    backbone = reference.backbone("mamba")
+    ids = torch.tensor([[3, 4, 5, 3, 4, 5]])
+    with pytest.raises(ValueError, match="stateful"):
+        PromptedModel(backbone, None).generate(ids, **GREEDY, prompt_lookup_num_tokens=2)
 
 
 def test_eager_attention_generates_the_same():

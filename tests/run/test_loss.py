@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from softprompt.run.loss import answer_log_probabilities, answer_loss, label_loss
 from softprompt.text.batch import IGNORED
@@ -52,3 +55,52 @@ def test_what_is_not_predicted_gets_no_gradient():
     predicted = TARGETS != IGNORED
     assert bool((logits.grad[~predicted] == 0).all())
     assert bool((logits.grad[predicted] != 0).all())
+
+
+class LargestFloat32(TorchDispatchMode):
+    """The most numbers that any float32 tensor made meanwhile has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+@pytest.mark.parametrize("scored", [answer_loss, answer_log_probabilities])
+def test_what_is_not_predicted_is_never_made_float32(scored):
+    vocabulary = 50
+    logits = torch.randn(4, 6, vocabulary, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.full((4, 6), IGNORED)
+    targets[:, -1], targets[0, -3:] = 7, 8
+    with LargestFloat32() as largest:
+        scored(logits, targets).sum().backward()
+    assert largest.numbers == 6 * vocabulary
+
+
+def test_the_label_loss_makes_label_words_alone_float32():
+    logits = torch.randn(4, 6, 50, dtype=torch.bfloat16, requires_grad=True)
+    with LargestFloat32() as largest:
+        label_loss(logits, [3, 7, 9], torch.tensor([0, 1, 2, 0])).backward()
+    assert largest.numbers == 4 * 3
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_values_and_gradients_are_those_of_the_whole(padded):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 20, generator=generator)
+    targets = torch.randint(20, (3, 4), generator=generator)
+    if padded:
+        targets[0, :3] = targets[1, :1] = IGNORED
+    mine, whole = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    each = F.cross_entropy(whole.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+    loss, scores = answer_loss(mine, targets), answer_log_probabilities(mine, targets)
+    torch.testing.assert_close(loss, each.sum() / (targets != IGNORED).sum())
+    torch.testing.assert_close(scores, -each.sum(dim=1))
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    (loss + scores @ weights).backward()
+    (each.sum() / (targets != IGNORED).sum() - each.sum(dim=1) @ weights).backward()
+    torch.testing.assert_close(mine.grad, whole.grad)

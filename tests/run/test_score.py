@@ -91,3 +91,23 @@ def test_where_first_tokens_differ_each_row_is_run_once(asked):
             [which[i] for i in first],
         )
     assert [s.shape[:2] for s in seen] == [(len(first), 1)]
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_many_labels_that_share_a_first_token_are_scored_in_portions(rows):
+    backbone = reference.backbone("llama")
+    maker = ExampleMaker(
+        Task("{soft:2}{text}: {label}", {str(i): f"yes {i}" for i in range(10, 40)}), backbone.tokenizer
+    )
+    assert not maker.verbalizer.by_first_token
+    texts = ["the team won" + " the match" * (i % 3) for i in range(rows)]
+    examples = [maker({"text": text}, answered=False) for text in texts]
+    prompt = torch.randn(maker.virtual, backbone.hidden_size, generator=torch.Generator().manual_seed(0)) * 0.2
+    with reference.inputs_of(backbone.model.get_output_embeddings()) as seen:
+        found = label_log_probabilities(
+            Forward(backbone), examples, [maker.verbalizer] * rows, [Filling(VirtualTokens(prompt))]
+        )
+    assert max(s.shape[0] for s in seen) <= max(rows, 16)
+    assert sum(s.shape[0] for s in seen) == 30 * rows
+    for scores, example in list(zip(found, examples, strict=True))[:3]:
+        assert_close(scores, wanted(reference.plain("llama"), example, maker.verbalizer, prompt))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +19,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from softprompt.backbone import sources
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
 from softprompt.backbone.context import Context, Stretch
+from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint
 from softprompt.backbone.sites import probe
 from softprompt.errors import SettingsError, SourceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LOG = logging.getLogger("softprompt")
 
 
 class Backbone:
@@ -38,8 +41,19 @@ class Backbone:
         sites: where it attends, in calling order.
         lowers: whether what stands in front may be read as keys and values instead of being computed in every row.
             Checked on random input when the model is taken in, never assumed.
-        fingerprint: identifies the weights, whatever dtype they were loaded in (float16 excepted).
+        fingerprint: identifies the weights and what is done with them, whatever dtype they were loaded in.
         tokenizer_fingerprint: identifies the tokenizer.
+
+    Args:
+        model: a transformers model with a language modelling head.
+        tokenizer: its tokenizer.
+        name: what messages call it.
+        gradient_checkpointing: as in `load`.
+        fingerprint: where it is known; else it is taken from the weights as they are.
+
+    Raises:
+        SourceError: the model is not causal, or is of a kind that is not supported.
+        SettingsError: gradient checkpointing of a model that has none.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class Backbone:
         name: str = "",
         *,
         gradient_checkpointing: bool = False,
+        fingerprint: str | None = None,
     ) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
             raise SourceError(
@@ -63,10 +78,18 @@ class Backbone:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         route(model)
         self._recomputed = _checkpoint(model) if gradient_checkpointing else []
+        self._check()
         self.sites, self._site_of = probe(model)
-        self.fingerprint = _fingerprint(model)
-        self.tokenizer_fingerprint = _tokenizer_fingerprint(tokenizer)
+        self.fingerprint = fingerprint or model_fingerprint(model)
+        self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self._lowers()
+        if not self.lowers:
+            _LOG.warning(
+                "%s (%s): its attention cannot read what is computed once for many rows; prompts are computed in "
+                "every row instead, which is slower but right.",
+                self.name or "model",
+                type(model).__name__,
+            )
 
     @classmethod
     def load(
@@ -86,23 +109,22 @@ class Backbone:
             gradient_checkpointing: recompute layers in the backward pass instead of keeping them.
 
         Raises:
-            SourceError: nothing is found under that name, or it is not a causal language model.
-            SettingsError: unknown dtype, or gradient checkpointing of a model that has none.
+            SourceError: nothing is found under that name, its weights are damaged or incomplete, or it is not a causal
+                language model.
+            SettingsError: unknown dtype or device, or gradient checkpointing of a model that has none.
         """
         if dtype not in DTYPES:
             raise SettingsError(f"dtype {dtype!r} is unknown", instead=f"Use one of {', '.join(DTYPES)}.")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
         source = sources.resolve(name)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(source.folder, dtype=DTYPES[dtype], revision=source.revision)
+        # Weights rounded to float16 have lost what the fingerprint is taken from. One model at a time is in memory.
+        fingerprint = model_fingerprint(_pretrained(source, torch.bfloat16)) if dtype == "float16" else None
+        model = _pretrained(source, DTYPES[dtype])
+        with _refusing(name):
             tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=source.revision)
-        except (OSError, ValueError, KeyError) as cause:
-            raise SourceError(
-                f"cannot be loaded as a causal language model: {cause}",
-                where=name,
-                instead="Use a decoder such as smollm2, or a folder written by save_pretrained.",
-            ) from cause
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model, tokenizer, name, gradient_checkpointing=gradient_checkpointing)
+        model.to(device)
+        return cls(model, tokenizer, name, gradient_checkpointing=gradient_checkpointing, fingerprint=fingerprint)
 
     @property
     def device(self) -> torch.device:
@@ -228,6 +250,40 @@ class Backbone:
                 layer.training = False
 
     @torch.no_grad()
+    def _check(self) -> None:
+        """Is a position's logit the same whatever stands behind it, and wherever the row is padded? Tried on tokens.
+
+        Raises:
+            SourceError: it is not; every plan and every batch rests on both.
+        """
+        size, length, padding = self.embeddings.shape[0], 9, 3
+        row = torch.randint(size, (length,), generator=torch.Generator().manual_seed(0))
+        other, padded = row.clone(), row.roll(padding)
+        other[-1] = (row[-1] + size // 2) % size
+        mask = torch.ones(3, length, dtype=torch.bool, device=self.device)
+        mask[2, :padding] = False
+        ids = torch.stack([row, other, padded]).to(self.device)
+        logits = self.logits(self.embed(ids), mask, keep=length).float()
+        if self._differ(logits[0, :-1], logits[1, :-1]):
+            raise SourceError(
+                "not a causal language model: what stands behind a token changes what it predicts",
+                where=f"{self.name} ({type(self.model).__name__})",
+                instead="Use a decoder such as smollm2.",
+            )
+        if self._differ(logits[0, :-padding], logits[2, padding:]):
+            raise SourceError(
+                "it answers differently when its row is padded, so rows cannot share a batch",
+                where=f"{self.name} ({type(self.model).__name__})",
+                instead="Use a decoder that heeds its attention mask, such as smollm2.",
+            )
+
+    def _differ(self, these: Tensor, those: Tensor) -> bool:
+        """Whether logits `[T, V]` differ by more than rounding, at the worst position; NaN does not count."""
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        error = (these - those).square().mean(dim=-1).sqrt().max()
+        return bool(error > tolerance * these.std().clamp_min(1e-6))
+
+    @torch.no_grad()
     def _lowers(self) -> bool:
         """Does reading a context equal having it in the sequence? Tried on a few tokens."""
         if not self.sites or _shifts_with_length(self.model, self.sites):
@@ -257,6 +313,55 @@ def context_lengths(context: Context | None, rows: Tensor | None) -> Tensor | in
     if context is None:
         return 0
     return (context.lengths if rows is None else context.lengths.index_select(0, rows))[:, None]
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except Exception as cause:  # each device's backend raises what it likes
+        raise SettingsError(
+            f"device {device!r} cannot be used: {str(cause).strip().splitlines()[0]}",
+            where="device",
+            instead="Use cpu, or a GPU that torch can see, such as cuda or cuda:0.",
+        ) from cause
+
+
+def _pretrained(source: sources.Source, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with every weight read from its files, none of them made up.
+
+    Raises:
+        SourceError: it cannot be read, is no causal language model, or lacks weights.
+    """
+    with _refusing(source.name):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype=dtype, revision=source.revision, output_loading_info=True
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise SourceError(
+            f"its files lack weights of a causal language model: {', '.join(missing[:3])}{more}",
+            where=source.name,
+            instead="Use a decoder such as smollm2, with all its weights as save_pretrained writes them.",
+        )
+    return model
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """What transformers raises at files it cannot use, as one error."""
+    try:
+        yield
+    except SafetensorError as cause:
+        raise SourceError(
+            f"its weights are damaged or cut off: {cause}", where=name, instead="Download or save them again."
+        ) from cause
+    except (OSError, ValueError, KeyError, RuntimeError) as cause:  # the last at weights of other shapes
+        raise SourceError(
+            f"cannot be loaded as a causal language model: {cause}",
+            where=name,
+            instead="Use a decoder such as smollm2, or a folder written by save_pretrained.",
+        ) from cause
 
 
 def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:
@@ -307,29 +412,3 @@ def _shifts_with_length(model: PreTrainedModel, sites: Sequence[Any]) -> bool:
         return True
     # A window that is not handed to attention cannot be applied to the context.
     return "sliding_attention" in kinds and all(site.window is None for site in sites)
-
-
-def _fingerprint(model: PreTrainedModel) -> str:
-    """What the model does with its weights, and of every weight its name, shape and a sample.
-
-    Samples are rounded to bfloat16, so that fp32 and bf16 loads agree.
-    """
-    # The same weights make another model with another architecture, other heads or another window.
-    kind = [getattr(model.config, name, None) for name in ("model_type", "num_attention_heads", "sliding_window")]
-    digest = hashlib.sha256(json.dumps(kind).encode())
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        step = max(1, flat.numel() // 256)
-        sample = flat[::step][:256].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
-    return digest.hexdigest()[:32]
-
-
-def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        content = dict(sorted(tokenizer.get_vocab().items()))
-    else:
-        # Truncation and padding are settings of a call, not of the tokenizer.
-        content = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

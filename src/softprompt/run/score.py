@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,10 @@ from softprompt.run.forward import Filling, Forward
 from softprompt.run.loss import answer_log_probabilities
 from softprompt.text.examples import Example
 from softprompt.text.verbalizer import Verbalizer
+
+# Rows scored in one pass, or as many as were asked about if these are more: labels that share a first token make many
+# rows of one.
+_PORTION = 16
 
 
 @torch.inference_mode()
@@ -35,16 +39,22 @@ def label_log_probabilities(
     candidates = [(v.words[0][:1],) if v.by_first_token else v.words for v in verbalizers]
     asked = [replace(e, target=word) for e, words in zip(examples, candidates, strict=True) for word in words]
     prompts = [k for k, words in zip(which, candidates, strict=True) for _ in words]
-    logits, targets = forward(asked, fillings, prompts)
-    scores = []
-    at = 0
-    for verbalizer, words in zip(verbalizers, candidates, strict=True):
-        mine = slice(at, at + len(words))
+    owners = [v for v, words in zip(verbalizers, candidates, strict=True) for _ in words]
+    size = max(len(examples), _PORTION)
+    found: list[Tensor] = []
+    for start in range(0, len(asked), size):
+        part = slice(start, start + size)
+        found += _scores(*forward(asked[part], fillings, prompts[part]), owners[part])
+    rows = iter(found)
+    return [torch.cat([next(rows) for _ in words]).log_softmax(dim=-1) for words in candidates]
+
+
+def _scores(logits: Tensor, targets: Tensor, verbalizers: Sequence[Verbalizer]) -> Iterator[Tensor]:
+    """For each row the first tokens of all its labels, `[C]`, or the whole of the one it was asked about, `[1]`."""
+    whole = [i for i, v in enumerate(verbalizers) if not v.by_first_token]
+    wholes = iter(answer_log_probabilities(logits[whole], targets[whole]).split(1))
+    for row, verbalizer in zip(logits, verbalizers, strict=True):
         if verbalizer.by_first_token:
-            first = torch.tensor([word[0] for word in verbalizer.words], device=logits.device)
-            raw = logits[at, -1].float()[first]
+            yield row[-1, [word[0] for word in verbalizer.words]].float()
         else:
-            raw = answer_log_probabilities(logits[mine], targets[mine])
-        scores.append(raw.log_softmax(dim=-1))
-        at += len(words)
-    return scores
+            yield next(wholes)
