@@ -21,7 +21,8 @@ import tiny
 from softprompt import artifact
 from softprompt.cli import app
 from softprompt.cli.predict import _one_line
-from softprompt.learn.trainer import LearnerTrainer, last_checkpoint
+from softprompt.learn.checkpoints import last_checkpoint
+from softprompt.learn.trainer import LearnerTrainer
 from toys import BEHIND, FRONT, ROWS, contents, png_size
 
 TEMPLATE = r"{soft:4}Article: {text}\nTopic: {label}"

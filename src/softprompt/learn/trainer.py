@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from softprompt.errors import DivergenceError, SaveError
+from softprompt.learn.checkpoints import history_of, step_of
 from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
 from softprompt.prompts.method import Parametrization
@@ -23,8 +23,6 @@ from softprompt.run.forward import Filling, Forward
 from softprompt.run.loss import answer_loss, label_loss
 from softprompt.text.examples import Example
 from softprompt.text.verbalizer import Verbalizer
-
-STATE = "trainer_state.json"
 
 
 class Learner(nn.Module):
@@ -185,9 +183,9 @@ class LearnerTrainer(Trainer):
 
     def run(self, checkpoint: Path | None) -> None:
         """Train to the end, from the beginning or from a checkpoint."""
-        if checkpoint is not None and _step_of(checkpoint) >= self.args.max_steps:
+        if checkpoint is not None and step_of(checkpoint) >= self.args.max_steps:
             self.learner.load_state_dict(load_file(checkpoint / "model.safetensors"))
-            self.state.log_history = json.loads((checkpoint / STATE).read_text())["log_history"]
+            self.state.log_history = history_of(checkpoint)
             return
         try:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -205,22 +203,6 @@ class LearnerTrainer(Trainer):
                 where=str(self.args.output_dir),
                 instead="Free some space and go on with resume (--resume).",
             ) from cause
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a folder; None where there is none.
-
-    The state is the last file of a checkpoint to be written, so one that lacks it was being written when the run ended.
-    """
-    whole = [path for path in folder.glob("checkpoint-*") if _step_of(path) >= 0]
-    return max(whole, key=_step_of, default=None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    try:
-        return int(json.loads((checkpoint / STATE).read_text())["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
 
 
 def _diverged(what: str, step: int) -> DivergenceError:

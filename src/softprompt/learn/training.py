@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,21 @@ from typing import Any
 import numpy
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from softprompt import artifact
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
-from softprompt.errors import DivergenceError, OutputError, SettingsError, SoftpromptError
+from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
+from softprompt.learn import checkpoints
 from softprompt.learn.evaluation import measure
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
-from softprompt.learn.trainer import Learner, LearnerTrainer, last_checkpoint, loss_for
+from softprompt.learn.trainer import Learner, LearnerTrainer, loss_for
 from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
-
-_RUN, _PARTIAL_RUN = "run.json", ".run.json.partial"
 
 
 @dataclass(frozen=True)
@@ -116,40 +113,19 @@ def train(
     data = run.maker.all(train_rows)
     held_out = run.maker.all(eval_rows) if eval_rows else []
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as folder, _callers_randomness():
-            return run(data, held_out, Path(folder), resume=False)
+        with tempfile.TemporaryDirectory(prefix="softprompt-") as place, _callers_randomness():
+            return run(data, held_out, Path(place), resume=False)
     output = Path(output)
-    checkpoints = output.with_name(output.name + ".checkpoints")
-    with _alone(checkpoints), _callers_randomness():
-        _check_checkpoints(checkpoints, run.identity(data, held_out), resume=resume, overwrite=overwrite)
+    folder = checkpoints.folder_for(output)
+    with checkpoints.held(folder), _callers_randomness():
+        checkpoints.make_ready(folder, run.identity(data, held_out), resume=resume, overwrite=overwrite)
         try:
-            result = run(data, held_out, checkpoints, resume=resume)
+            result = run(data, held_out, folder, resume=resume)
         except DivergenceError as error:
-            raise run.rescue(error, output, checkpoints) from None
+            raise run.rescue(error, output, folder) from None
         artifact.save(result.prompt, output, overwrite=overwrite)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return replace(result, path=output)
-
-
-@contextmanager
-def _alone(checkpoints: Path) -> Iterator[None]:
-    """No other run may write to these checkpoints meanwhile; the lock goes with the process that holds it."""
-    lock = FileLock(checkpoints.with_name(f".{checkpoints.name}.lock"))
-    try:
-        checkpoints.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise OutputError(
-            "another run is training there", where=str(checkpoints), instead="Wait for it, or give another output."
-        ) from None
-    except OSError as cause:
-        raise OutputError(f"it cannot be written to: {cause.strerror}", where=str(checkpoints)) from cause
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            os.unlink(lock.lock_file)
-        lock.release()
 
 
 @contextmanager
@@ -162,47 +138,6 @@ def _callers_randomness() -> Iterator[None]:
         finally:
             random.setstate(python)
             numpy.random.set_state(numpy_state)
-
-
-def _check_checkpoints(folder: Path, identity: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make the checkpoint folder ready, or say why it cannot be."""
-    record = folder / _RUN
-    if not _is_free(folder) and not record.is_file():
-        raise OutputError(
-            "something other than a training run stands there",
-            where=str(folder),
-            instead="Checkpoints are kept there while training: move it away, or give another output.",
-        )
-    if last_checkpoint(folder) is not None and not overwrite and not resume:
-        raise OutputError(
-            "an interrupted run stands there",
-            where=str(folder),
-            instead="Go on with resume (--resume), or begin anew with overwrite (--overwrite).",
-        )
-    if last_checkpoint(folder) is not None and resume:
-        before = json.loads(record.read_text())
-        changed = [name for name, value in identity.items() if before.get(name) != value]
-        if changed:
-            raise SettingsError(
-                f"the interrupted run had another {', '.join(changed)}",
-                where=str(folder),
-                instead="Give what was given then, or begin anew: overwrite (--overwrite) without resume.",
-            )
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: whoever resumes must be able to read it.
-        partial = folder / _PARTIAL_RUN
-        partial.write_text(json.dumps(identity, indent=2))
-        os.replace(partial, record)
-    except OSError as cause:
-        raise OutputError(f"it cannot be written to: {cause.strerror}", where=str(folder)) from cause
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether nothing stands there, or only what is left of a run that was stopped before it began."""
-    return not folder.exists() or (folder.is_dir() and all(p.name == _PARTIAL_RUN for p in folder.iterdir()))
 
 
 class _Run:
@@ -255,7 +190,7 @@ class _Run:
         outcome = self.parametrization
         if self.method.LEARNS:
             trainer = self._make_trainer(data, held_out, folder)
-            trainer.run(last_checkpoint(folder) if resume else None)
+            trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
             outcome, history, metrics = trainer.learner.outcome, trainer.state.log_history, trainer.kept
         trained = time.monotonic()
         if held_out:
@@ -315,7 +250,7 @@ class _Run:
         # A copy: what `tensors` gives may share memory with the parameters.
         self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
 
-    def rescue(self, error: DivergenceError, output: Path, checkpoints: Path) -> DivergenceError:
+    def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
         """Save the last good parameters beside the output, and say where."""
         trainer = self._trainer
         if trainer is None or trainer.last_good is None:
@@ -327,7 +262,7 @@ class _Run:
             artifact.save(prompt, place, overwrite=True)
             where = f"the prompt before it is in {place}"
             # Going on from a checkpoint would end in the same way.
-            shutil.rmtree(checkpoints, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         except SoftpromptError as cause:
             where = f"the prompt before it could not be saved ({cause})"
         return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)

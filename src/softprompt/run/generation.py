@@ -123,6 +123,13 @@ class PromptedModel(nn.Module, GenerationMixin):
         inputs["prompt_ids"] = prompt_ids
         return inputs
 
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_stateful:
+            # By the model itself, a static cache could be left on it.
+            return super()._prepare_cache_for_generation(*args, **kwargs)
+        # Some versions of transformers tell by the name of the class what the cache is called.
+        return self.backbone.model._prepare_cache_for_generation(*args, **kwargs)
+
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.backbone.model._update_model_kwargs_for_generation(*args, **kwargs)
 
