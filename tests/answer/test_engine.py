@@ -419,6 +419,12 @@ def test_the_models_own_generation_defaults_are_not_taken_over():
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("asked", [("front", ROWS[0]), [["front", ROWS[0]]], [("front",)], "front"])
+def test_what_is_no_list_of_pairs_is_refused(asked):
+    with pytest.raises(RequestError, match=r"request 1: it is .*Give a list of pairs"):
+        engine("llama", "classify").classify(asked)
+
+
 def test_an_answer_says_how_much_of_its_row_was_cut():
     backbone = reference.backbone("llama")
     asked = Engine(backbone)

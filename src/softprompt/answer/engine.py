@@ -283,7 +283,14 @@ class Engine:
     ) -> tuple[list[_Entry], list[Example]]:
         """All requests are read before the first is answered."""
         entries, examples = [], []
-        for number, (name, row) in enumerate(requests, 1):
+        for number, request in enumerate(requests, 1):
+            if not isinstance(request, tuple) or len(request) != 2:
+                raise RequestError(
+                    f"it is {type(request).__name__} {str(request)[:40]!r}, not a prompt's name and a row",
+                    where=f"request {number}",
+                    instead='Give a list of pairs: [("topic", {"text": "..."})].',
+                )
+            name, row = request
             where = f"request {number} ({name})"
             try:
                 entry = self._entry(name)

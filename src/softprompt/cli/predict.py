@@ -104,7 +104,7 @@ def _answers(
 
     # Many rows a call, so that the engine can put rows of like length together; not all, so that answers flow.
     portion = 8 * engine.batch_size
-    with bar("Answering", len(rows), "row", show=progress) as answering:
+    with bar("Answering", len(rows), "row", show=progress, leave=False) as answering:
         for start in range(0, len(rows), portion):
             requests = [("prompt", row) for row in rows[start : start + portion]]
             answers: Sequence[Any] = (

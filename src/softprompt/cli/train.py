@@ -49,7 +49,10 @@ def train(
         ),
     ] = "prompt-tuning",
     tokens: Annotated[int | None, _option("Virtual tokens of each {soft}.", _METHOD, default="20")] = None,
-    init: Annotated[str | None, _option("vocabulary, text, labels or random.", _METHOD, default="vocabulary")] = None,
+    init: Annotated[
+        str | None,
+        _option("vocabulary, text, labels or random; a prefix also zero.", _METHOD, default="vocabulary"),
+    ] = None,
     setting: Annotated[
         list[str] | None,
         _option("NAME=VALUE: any other setting of the method, such as encoder=mlp or projection=true.", _METHOD),

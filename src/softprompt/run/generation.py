@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -123,12 +124,14 @@ class PromptedModel(nn.Module, GenerationMixin):
         inputs["prompt_ids"] = prompt_ids
         return inputs
 
-    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._is_stateful:
-            # By the model itself, a static cache could be left on it.
-            return super()._prepare_cache_for_generation(*args, **kwargs)
-        # Some versions of transformers tell by the name of the class what the cache is called.
-        return self.backbone.model._prepare_cache_for_generation(*args, **kwargs)
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # Not by the model itself: a static cache would be left on it.
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        # Some versions of transformers call a state otherwise, and know by the name of the class which model has one.
+        if "cache_params" in inspect.signature(self.backbone.model.forward).parameters:
+            model_kwargs["cache_params"] = model_kwargs.pop("past_key_values", None)
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.backbone.model._update_model_kwargs_for_generation(*args, **kwargs)
