@@ -145,6 +145,11 @@ class Backbone:
         return self._table.weight
 
     @property
+    def vocabulary_size(self) -> int:
+        """V, tokens that have an embedding: rows of the table past the tokenizer's last token are padding."""
+        return min(len(self.tokenizer), self.embeddings.shape[0])
+
+    @property
     def site_shapes(self) -> dict[str, tuple[int, int, int]]:
         """For each attention site, in calling order, its name and `(H, key width, value width)`."""
         return {site.name: (site.heads, site.key_width, site.value_width) for site in self.sites}

@@ -36,7 +36,7 @@ def _softprompt(
     pass
 
 
-app.command("train", rich_help_panel=None)(train.train)
+app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("inspect")(inspect.inspect)

@@ -85,8 +85,7 @@ def inspect(prompt: SavedPrompt, backbone: Backbone, *, nearest: int = 3) -> Ins
         )
     values = prompt.values.at_input.float()
     start = prompt.state.start["embeddings"].float() if prompt.state else None
-    size = min(len(backbone.tokenizer), backbone.embeddings.shape[0])
-    vocabulary = backbone.embed(torch.arange(size, device=backbone.device)).float().cpu()
+    vocabulary = backbone.embed(torch.arange(backbone.vocabulary_size, device=backbone.device)).float().cpu()
     percentiles = torch.quantile(vocabulary.norm(dim=-1), torch.tensor([0.05, 0.5, 0.95])).tolist()
     slots = [number for number, slot in enumerate(prompt.task.template.slots) for _ in range(slot.tokens or 0)]
     neighbours = _nearest(values, vocabulary, nearest, backbone)

@@ -331,8 +331,7 @@ class _Run:
 def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
     tokenizer = backbone.tokenizer
     return Host(
-        # Rows of the table past the tokenizer's last token are padding.
-        size=min(len(tokenizer), backbone.embeddings.shape[0]),
+        size=backbone.vocabulary_size,
         width=backbone.hidden_size,
         # Control tokens that have no role of their own (`<repo_name>`, say) are in none of the tokenizer's lists.
         special=frozenset(tokenizer.all_special_ids)
