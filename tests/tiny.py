@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -76,10 +78,65 @@ _UNUSUAL: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
     "mamba": lambda: AutoConfig.for_model("mamba", **SHAPE | {"intermediate_size": 64}, state_size=4),
 }
-# Refused: it attends to both sides.
-_ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {"bert": lambda: AutoConfig.for_model("bert", **SHAPE)}
+_ENCODERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "bert": lambda: AutoConfig.for_model("bert", **SHAPE),
+    "roberta": lambda: AutoConfig.for_model("roberta", **SHAPE),
+    # Input embeddings narrower than the states; Albert's layers share their weights, too.
+    "electra": lambda: AutoConfig.for_model("electra", **SHAPE, embedding_size=16),
+    "albert": lambda: AutoConfig.for_model("albert", **SHAPE, embedding_size=16),
+    "distilbert": lambda: AutoConfig.for_model(
+        "distilbert",
+        vocab_size=VOCABULARY,
+        dim=32,
+        hidden_dim=48,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=2,
+    ),
+    # One sliding and one full layer.
+    "modernbert": lambda: AutoConfig.for_model(
+        "modernbert", **SHAPE, global_attn_every_n_layers=2, local_attention=6, cls_token_id=0, sep_token_id=1
+    ),
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "decoder_start_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+# As many layers on one side as on the other, and not.
+_ENCODER_DECODERS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "t5": lambda: AutoConfig.for_model("t5", **_T5),
+    "mt5": lambda: AutoConfig.for_model("mt5", **_T5),
+    "bart": lambda: AutoConfig.for_model(
+        "bart",
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        decoder_start_token_id=1,
+    ),
+}
 
 FAMILIES = tuple(_CONFIGS)
+"""Decoders."""
+ENCODERS = tuple(_ENCODERS)
+ENCODER_DECODERS = tuple(_ENCODER_DECODERS)
 UNROUTED = ("bloom", "falcon", "mamba")
 """Those that read no context."""
 
@@ -87,8 +144,11 @@ UNROUTED = ("bloom", "falcon", "mamba")
 def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
     """A random model; weights large enough that every position matters to every later one."""
     torch.manual_seed(seed)
-    config = (_CONFIGS | _UNUSUAL | _ENCODERS)[family]()
-    made = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    config = (_CONFIGS | _UNUSUAL | _ENCODERS | _ENCODER_DECODERS)[family]()
+    classes = dict.fromkeys(_ENCODERS, AutoModelForMaskedLM) | dict.fromkeys(_ENCODER_DECODERS, AutoModelForSeq2SeqLM)
+    made = classes.get(family, AutoModelForCausalLM).from_config(
+        config, attn_implementation=attention, dtype=torch.float32
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:

@@ -8,8 +8,9 @@ from transformers import AutoConfig
 
 import reference
 import tiny
-from softprompt.backbone.backbone import DTYPES, Backbone
+from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.fingerprint import settings
+from softprompt.backbone.loading import DTYPES
 
 
 def fingerprint(model) -> str:

@@ -7,6 +7,7 @@ import reference
 import tiny
 from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.sites import probe
+from softprompt.errors import SettingsError
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -41,12 +42,14 @@ def test_attention_off_the_registry_has_no_site(family):
     assert not reference.backbone(family).lowers
 
 
-def test_a_module_that_attends_twice_has_no_site():
+def test_layers_that_share_their_weights_have_a_site_each():
     model = tiny.model("llama")
     model.model.layers[1] = model.model.layers[0]
     backbone = Backbone(model, tiny.tokenizer())
-    assert backbone.sites == ()
-    assert not backbone.lowers
+    assert [s.name for s in backbone.sites] == [f"model.layers.0.self_attn.{call}" for call in (0, 1)]
+    assert backbone.lowers
+    with pytest.raises(SettingsError, match="share their weights"):
+        Backbone(model, tiny.tokenizer(), gradient_checkpointing=True)
 
 
 def test_probing_leaves_the_model_alone():

@@ -8,12 +8,14 @@ implementation that was there before. Without the keyword `softprompt` it *is* t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -32,17 +34,14 @@ class Record:
     Attributes:
         keys: `[B, H, T, E]` of the pass's own tokens, by site; values likewise.
         windows: the sliding window the site was called with, or None.
-        calls: how many times attention was called, all sites together.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
-    calls: int = 0
 
     def add(self, site: int, key: Tensor, value: Tensor, window: int | None) -> None:
         self.keys[site], self.values[site], self.windows[site] = key, value, window
-        self.calls += 1
 
     def stretches(self, mask: Tensor) -> list[Stretch]:
         """One `Stretch` per row, padding left out.
@@ -65,20 +64,27 @@ class Reading:
     """What one forward pass reads besides its own tokens, and what it leaves behind.
 
     Attributes:
-        sites: the site index of each attention module, by identity.
+        sites: the site indices of each attention module, by identity: one for each time it is called in a pass.
         positions: `[B, T]` int64, the position of each query in the whole sequence, context included.
         context: keys and values in front, or None.
         rows: `[B]` int64, the entry each row reads; None where all read the only one, or row b reads entry b.
         record: filled with the keys and values of this pass's own tokens.
     """
 
-    sites: Mapping[int, int]
+    sites: Mapping[int, Sequence[int]]
     positions: Tensor
     context: Context | None = None
     rows: Tensor | None = None
     record: Record | None = None
     # Widened masks by what they were made from; each holds on to its mask, whose identity nothing else may then have.
     _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
+    _calls: Counter[int] = field(default_factory=Counter, compare=False, repr=False)
+
+    def site(self, module: nn.Module) -> int:
+        """The site that a module is at this call; layers that share their weights share it."""
+        known = self.sites[id(module)]
+        self._calls[id(module)] += 1
+        return known[(self._calls[id(module)] - 1) % len(known)]
 
     def before(self, site: int, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, H, P, E]` that stand before each row at `site`."""
@@ -148,7 +154,7 @@ def attend(
     base = _implementation(module)
     if softprompt is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
-    site, window = softprompt.sites[id(module)], kwargs.get("sliding_window")
+    site, window = softprompt.site(module), kwargs.get("sliding_window")
     if softprompt.record is not None:
         softprompt.record.add(site, key, value, window)
     if softprompt.context is not None:
@@ -157,6 +163,10 @@ def attend(
         attention_mask = softprompt.widen(attention_mask, query, key, causal, window)
         keys, values = softprompt.before(site, key.shape[0])
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        bias = kwargs.get("position_bias")
+        if bias is not None:
+            # What is learned has no place relative to a token.
+            kwargs["position_bias"] = F.pad(bias, (keys.shape[2], 0))
     return base(module, query, key, value, attention_mask, *args, **kwargs)
 
 

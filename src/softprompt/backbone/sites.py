@@ -15,7 +15,7 @@ class Site:
     """One place where a model attends.
 
     Attributes:
-        name: the attention module's name in the model.
+        name: the attention module's name in the model, with the number of its call where it is called more than once.
         heads: H, key and value heads.
         key_width: E of the keys.
         value_width: E of the values.
@@ -29,40 +29,48 @@ class Site:
     window: int | None
 
 
-class _Discovery(dict[int, int]):
-    """Numbers attention modules in the order in which they are first asked for."""
+class _Discovery(dict[int, list[int]]):
+    """Numbers the calls of attention modules in the order in which they come."""
 
-    def __missing__(self, module: int) -> int:
-        self[module] = len(self)
-        return self[module]
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: list[int] = []
+
+    def __getitem__(self, module: int) -> list[int]:
+        calls = self.setdefault(module, [])
+        calls.append(len(self.modules))
+        self.modules.append(module)
+        return calls
 
 
 @torch.no_grad()
-def probe(model: PreTrainedModel) -> tuple[tuple[Site, ...], dict[int, int]]:
-    """The attention sites in calling order, and the index of each attention module by identity.
+def probe(model: PreTrainedModel) -> tuple[tuple[Site, ...], dict[int, tuple[int, ...]]]:
+    """The attention sites in calling order, and the indices of each attention module's calls, by its identity.
 
-    Both are empty where attention does not go through transformers' registry, or where one module attends more than
-    once in a pass (its calls could not be told apart).
+    An encoder-decoder has three kinds of them: of the encoder, of the decoder, and those where it looks at the encoder.
+    Both are empty where attention does not go through transformers' registry.
     """
     found, record = _Discovery(), Record()
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     reading = Reading(found, torch.arange(2, device=model.device)[None], record=record)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
     try:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **{KEYWORD: reading})
+        model(**inputs, **{KEYWORD: reading})
     except TypeError:
         # A model that takes no unknown keyword cannot be reached; anything else it raises is its own.
         return (), {}
-    if not found or record.calls != len(found):
-        return (), {}
     names = {id(module): name for name, module in model.named_modules()}
+    calls = {module: tuple(numbers) for module, numbers in found.items()}
     sites = tuple(
         Site(
-            name=names[module],
+            name=names[module] + (f".{calls[module].index(site)}" if len(calls[module]) > 1 else ""),
             heads=record.keys[site].shape[1],
             key_width=record.keys[site].shape[3],
             value_width=record.values[site].shape[3],
             window=record.windows[site],
         )
-        for module, site in found.items()
+        for site, module in enumerate(found.modules)
     )
-    return sites, dict(found)
+    return sites, calls

@@ -16,13 +16,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from softprompt.errors import DivergenceError, SaveError
 from softprompt.learn.checkpoints import history_of, step_of
+from softprompt.learn.objective import Objective, Row
 from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
 from softprompt.prompts.method import Parametrization
-from softprompt.run.forward import Filling, Forward
-from softprompt.run.loss import answer_loss, label_loss
-from softprompt.text.examples import Example
-from softprompt.text.verbalizer import Verbalizer
 
 
 class Learner(nn.Module):
@@ -39,17 +36,16 @@ class Learner(nn.Module):
 
     score: Tensor
 
-    def __init__(self, parametrization: Parametrization, forward: Forward, loss: Callable[..., Tensor]) -> None:
+    def __init__(self, parametrization: Parametrization, objective: Objective) -> None:
         super().__init__()
         self.parametrization = parametrization
         self.best = copy.deepcopy(parametrization).requires_grad_(False)
         self.register_buffer("score", torch.full((2,), float("-inf"), dtype=torch.float64))
-        self._carry, self._loss = forward, loss
+        self._objective = objective
 
-    def forward(self, examples: Sequence[Example]) -> Tensor:
-        """The loss over B examples, a scalar."""
-        logits, targets = self._carry(examples, [Filling(self.parametrization())])
-        return self._loss(logits, targets, examples)
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        """The loss over a step's rows, a scalar."""
+        return self._objective(self.parametrization, rows)
 
     def keep(self, metrics: Mapping[str, float]) -> bool:
         """Remember the parameters as they are, unless an evaluation was as good; tells whether it did.
@@ -69,31 +65,30 @@ class Learner(nn.Module):
         return self.best if bool(torch.isfinite(self.score).all()) else self.parametrization
 
 
-def loss_for(settings: Settings, verbalizer: Verbalizer | None) -> Callable[..., Tensor]:
-    """The loss that a run makes small: `(logits [B, S, V], targets [B, S], examples) -> scalar`."""
-    if settings.loss == "vocabulary" or verbalizer is None or not verbalizer.by_first_token:
-        return lambda logits, targets, examples: answer_loss(logits, targets)
-    words = [word[0] for word in verbalizer.words]
-
-    def among_labels(logits: Tensor, targets: Tensor, examples: Sequence[Example]) -> Tensor:
-        labels = torch.tensor([e.label for e in examples], device=logits.device)
-        return label_loss(logits, words, labels)
-
-    return among_labels
-
-
 class LearnerTrainer(Trainer):
-    """transformers' Trainer with our examples, our evaluation, and an end as soon as the loss is no number."""
+    """transformers' Trainer with our rows, our evaluation, and an end as soon as the loss is no number.
+
+    Args:
+        learner: what is trained.
+        settings: how.
+        learning_rate: of AdamW.
+        draw: the rows of each step, from 0.
+        folder: for checkpoints.
+        measure: the metrics of a prompt as it stands; None where there is nothing to measure on.
+        best_by: the metric by which transformers' own bookkeeping calls an evaluation the best.
+        device: where the backbone is.
+        progress: whether to show a bar.
+        callbacks: more of them.
+    """
 
     def __init__(
         self,
         learner: Learner,
         settings: Settings,
         learning_rate: float,
-        data: Sequence[Example],
-        held_out: Sequence[Example],
+        draw: Callable[[int], Sequence[Row]],
         folder: Path,
-        measure: Callable[[Parametrization], Mapping[str, float]],
+        measure: Callable[[Parametrization], Mapping[str, float]] | None,
         *,
         best_by: str,
         device: torch.device,
@@ -109,7 +104,7 @@ class LearnerTrainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=settings.steps,
-            per_device_train_batch_size=settings.batch_size,
+            per_device_train_batch_size=1,
             learning_rate=learning_rate,
             lr_scheduler_type=settings.schedule,
             warmup_steps=int(settings.warmup * settings.steps),
@@ -121,7 +116,7 @@ class LearnerTrainer(Trainer):
             save_strategy="steps",
             save_steps=5 * log_every,
             save_total_limit=2,
-            eval_strategy="steps" if held_out else "no",
+            eval_strategy="steps" if measure else "no",
             eval_steps=settings.eval_every or max(1, -(-settings.steps // 3)),
             metric_for_best_model=best_by,
             greater_is_better=best_by != "loss",
@@ -137,17 +132,21 @@ class LearnerTrainer(Trainer):
         super().__init__(
             model=learner,
             args=arguments,
-            train_dataset=_Rows(data),
-            eval_dataset=_Rows(held_out) if held_out else None,
+            train_dataset=_Steps(draw, settings.steps * arguments.world_size),
+            eval_dataset=[],
             data_collator=_collate,
             callbacks=[
                 _Watch(self),
-                *([_LastEvaluation()] if held_out else []),
+                *([_LastEvaluation()] if measure else []),
                 *([TrainingBar()] if progress else []),
                 *callbacks,
             ],
         )
         self.remove_callback(PrinterCallback)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
+        # What stands in a step is shuffled already.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         groups = [
@@ -171,6 +170,7 @@ class LearnerTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the prompt as it stands, log it, and keep it if it is the best."""
+        assert self._measure is not None, "evaluations were asked for"
         metrics = self._measure(self.learner.parametrization)
         if not math.isfinite(metrics["loss"]):
             raise _diverged(f"the loss on the evaluation rows is {metrics['loss']}", self.state.global_step)
@@ -213,19 +213,22 @@ def _diverged(what: str, step: int) -> DivergenceError:
     )
 
 
-class _Rows(torch.utils.data.Dataset):
-    def __init__(self, examples: Sequence[Example]) -> None:
-        self._examples = examples
+class _Steps(torch.utils.data.Dataset):
+    """The rows of each step. Of several processes each takes every so many-th."""
+
+    def __init__(self, draw: Callable[[int], Sequence[Row]], steps: int) -> None:
+        self._draw, self._steps = draw, steps
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return self._steps
 
-    def __getitem__(self, index: int) -> Example:
-        return self._examples[index]
+    def __getitem__(self, step: int) -> Sequence[Row]:
+        return self._draw(step)
 
 
-def _collate(examples: list[Example]) -> dict[str, list[Example]]:
-    return {"examples": examples}
+def _collate(steps: list[Sequence[Row]]) -> dict[str, Sequence[Row]]:
+    (rows,) = steps
+    return {"rows": rows}
 
 
 class _Watch(TrainerCallback):

@@ -25,9 +25,11 @@ from softprompt.backbone.backbone import Backbone
 from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
 from softprompt.learn import checkpoints
 from softprompt.learn.evaluation import measure
+from softprompt.learn.objective import AnswerLoss, Objective
+from softprompt.learn.order import Shuffled
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
-from softprompt.learn.trainer import Learner, LearnerTrainer, loss_for
+from softprompt.learn.trainer import Learner, LearnerTrainer
 from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.text.examples import Example, ExampleMaker
@@ -268,15 +270,15 @@ class _Run:
         return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
 
     def _make_trainer(self, data: Sequence[Example], held_out: Sequence[Example], folder: Path) -> LearnerTrainer:
-        learner = Learner(self.parametrization, self.forward, loss_for(self.settings, self.maker.verbalizer))
+        loss = AnswerLoss.of(self.settings, self.maker.verbalizer)
+        learner = Learner(self.parametrization, Objective(self.forward, [loss]))
         self._trainer = LearnerTrainer(
             learner,
             self.settings,
             self.learning_rate,
-            data,
-            held_out,
+            Shuffled([(0, example) for example in data], self.settings.batch_size, self.settings.seed),
             folder,
-            lambda parametrization: self._measure(held_out, parametrization),
+            (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
             best_by="accuracy" if self.task.classifies else "loss",
             device=self.backbone.device,
             progress=self.progress,

@@ -45,12 +45,31 @@ class Host:
     attend: Callable[[Tensor], Pair] | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A token of the prompt itself that the model is to predict.
+
+    Attributes:
+        behind: the virtual token, from 0, behind which it is predicted.
+        token: what is to be predicted.
+        weight: of its loss; that of the row's own answer is 1.
+    """
+
+    behind: int
+    token: int
+    weight: float
+
+
 class Parametrization(nn.Module, ABC):
     """The parameters of a method, for as long as they are trained."""
 
     @abstractmethod
     def forward(self, task: int = 0) -> Values:
-        """The prompt as it stands, with gradients."""
+        """The prompt of a task as it stands, with gradients."""
+
+    def asked(self, task: int = 0) -> tuple[Asked, ...]:
+        """What of the prompt the model is to predict, too; most methods ask for nothing."""
+        return ()
 
     @abstractmethod
     def after_step(self) -> None:

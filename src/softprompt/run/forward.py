@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from softprompt.backbone.attention import Record
 from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.context import Context, Stretch
 from softprompt.errors import SourceError, TemplateError
@@ -28,16 +29,38 @@ class Prepared:
     Attributes:
         inputs_embeds: `[B, T, D]`, what is computed for each row; gradients reach the prompts through it.
         mask: `[B, T]` bool.
-        targets: `[B, S]` int64; see `Batch`.
+        at, targets: `[B, S]` int64; see `Batch`.
+        decoder_ids: `[B, U]` int64, or None; see `Batch`.
         context: what stands before the rows, or None.
         rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
+        asked: for each prompt `[A, V]` logits at the virtual tokens it asks about; see `Filling`.
     """
 
     inputs_embeds: Tensor
     mask: Tensor
+    at: Tensor
     targets: Tensor
+    decoder_ids: Tensor | None
     context: Context | None
     rows: Tensor | None
+    asked: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the model answers to a batch.
+
+    Attributes:
+        states: `[B, S, D]`, the last hidden states at the answers' positions.
+        logits: `[B, S, V]`, what the LM head makes of them; None where there is none.
+        targets: `[B, S]` int64, what was to be predicted.
+        asked: for each prompt `[A, V]` logits at the virtual tokens it asks about; see `Filling`.
+    """
+
+    states: Tensor
+    logits: Tensor | None
+    targets: Tensor
+    asked: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -48,10 +71,13 @@ class Filling:
         values: the prompt.
         compiled: keys and values of what stands in front of every row, by its tokens. None while the values are being
             trained: nothing may then be kept from one step to the next.
+        asked: virtual tokens, from 0, behind which the model's own prediction is wanted, too. Such a prompt stands
+            before all of its rows.
     """
 
     values: Values
     compiled: dict[tuple[Tokens, Tokens], list[Stretch]] | None = field(default=None, compare=False)
+    asked: tuple[int, ...] = ()
 
 
 class Forward:
@@ -89,24 +115,54 @@ class Forward:
         which = which if which is not None else [0] * len(examples)
         _check(examples, fillings, which)
         plans = [self.plan(e, fillings[k].values) for e, k in zip(examples, which, strict=True)]
-        context, rows = self._before(plans, fillings, which)
-        batch = Batch.of([p.row for p in plans], [e.target for e in examples]).to(self.backbone.device)
+        context, rows, asked = self._before(plans, fillings, which)
+        batch = self._batch(examples, plans)
         inputs = self._embed(batch, fillings, which)
-        return Prepared(inputs, batch.mask, batch.targets, context, rows)
+        return Prepared(inputs, batch.mask, batch.at, batch.targets, batch.decoder_ids, context, rows, asked)
 
     def __call__(
         self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits `[B, S, V]` at the answers' positions, and the answers `[B, S]`; arguments as in `prepare`."""
+        answers = self.answers(examples, fillings, which)
+        assert answers.logits is not None, "the model has an LM head, or its task would not have been begun"
+        return answers.logits, answers.targets
+
+    def answers(
+        self,
+        examples: Sequence[Example],
+        fillings: Sequence[Filling],
+        which: Sequence[int] | None = None,
+        *,
+        head: bool = True,
+    ) -> Answers:
+        """What the model answers; `head` tells whether logits are wanted, the rest as in `prepare`."""
         p = self.prepare(examples, fillings, which)
-        keep = p.targets.shape[1]
-        return self.backbone.logits(p.inputs_embeds, p.mask, p.context, p.rows, keep=keep), p.targets
+        outputs = self.backbone.outputs(
+            p.inputs_embeds, p.mask, p.context, p.rows, at=p.at, decoder_ids=p.decoder_ids, head=head
+        )
+        return Answers(outputs.states, outputs.logits, p.targets, p.asked)
+
+    def _batch(self, examples: Sequence[Example], plans: Sequence[Plan]) -> Batch:
+        """The rows as they are run. All of them are answered in one way: written, or read at positions of theirs."""
+        reads: list[Sequence[int] | None] = []
+        for example, p in zip(examples, plans, strict=True):
+            before = len(example.tokens) - len(p.row)
+            reads.append(None if example.reads is None else [i - before for i in example.reads])
+        writes = any(e.reads is None for e in examples)
+        return Batch.of(
+            [p.row for p in plans],
+            [e.target for e in examples],
+            reads,
+            decoder_start=self.backbone.decoder_start if writes else (),
+            in_front=self.backbone.pads_in_front,
+        ).to(self.backbone.device)
 
     def _before(
         self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
-    ) -> tuple[Context | None, Tensor | None]:
+    ) -> tuple[Context | None, Tensor | None, tuple[Tensor, ...]]:
         texts = iter(self.reader.texts([p for p in plans if p.text]))
-        shared = self._shared(plans, fillings, which)
+        shared, asked = self._shared(plans, fillings, which)
         entries: dict[tuple[object, ...], list[Stretch]] = {}
         keys = []
         for p, k in zip(plans, which, strict=True):
@@ -122,13 +178,14 @@ class Forward:
         rows = [number[key] for key in keys]
         context = Context.of(list(entries.values()))
         if context is None or context.size == 1 or rows == list(range(context.size)):
-            return context, None
-        return context, torch.tensor(rows, device=self.backbone.device)
+            return context, None, asked
+        return context, torch.tensor(rows, device=self.backbone.device), asked
 
     def _shared(
         self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
-    ) -> dict[tuple[int, Tokens, Tokens], list[Stretch]]:
-        """Keys and values of what is learned and stands in front, once for each prompt, all of them in one pass."""
+    ) -> tuple[dict[tuple[int, Tokens, Tokens], list[Stretch]], tuple[Tensor, ...]]:
+        """Keys and values of what is learned and stands in front, once for each prompt, all of them in one pass; and
+        the logits that prompts ask for on the way."""
         needed = dict.fromkeys((k, p.head, p.shared) for p, k in zip(plans, which, strict=True) if p.shared)
         found: dict[tuple[int, Tokens, Tokens], list[Stretch]] = {}
         missing: list[tuple[int, Tokens, Tokens]] = []
@@ -142,19 +199,48 @@ class Forward:
         heads = {key: [self.reader.head(key[1])] if key[1] else [] for key in missing}
         rest = {key: key[2][sum(s.length for s in inside[key]) :] for key in missing}
         run = [key for key in missing if rest[key]]
-        stretches = inside
-        if run:
-            batch = Batch.of([rest[key] for key in run]).to(self.backbone.device)
-            inputs = self._embed(batch, fillings, [key[0] for key in run])
-            before = Context.of([heads[key] + inside[key] for key in run])
-            left = self.backbone.read(inputs, batch.mask, before)
-            stretches = inside | {key: inside[key] + [s] for key, s in zip(run, left, strict=True)}
+        # Where nothing is shared, a prompt that asks is run once by itself.
+        alone = {
+            k: (k, (), p.row[: p.row.index(min(p.row)) + 1])
+            for p, k in zip(plans, which, strict=True)
+            if fillings[k].asked and not p.shared
+        }
+        rest |= {key: key[2] for key in alone.values()}
+        stretches = dict(inside)
+        asked: dict[int, Tensor] = {}
+        if run or alone:
+            ran = [*run, *alone.values()]
+            before = Context.of([heads.get(key, []) + inside.get(key, []) for key in ran])
+            left, asked = self._run_shared([rest[key] for key in ran], [key[0] for key in ran], fillings, before)
+            stretches |= {key: inside[key] + [s] for key, s in zip(run, left, strict=False)}
         for key, own in stretches.items():
             compiled = fillings[key[0]].compiled
             found[key] = own
             if compiled is not None:
                 found[key] = compiled[key[1:]] = [s.copy() for s in own]
-        return found
+        nothing = self.backbone.embeddings.new_zeros(0, 0)
+        return found, tuple(asked.get(k, nothing) for k in range(len(fillings)))
+
+    def _run_shared(
+        self,
+        sequences: Sequence[Tokens],
+        which: Sequence[int],
+        fillings: Sequence[Filling],
+        before: Context | None,
+    ) -> tuple[list[Stretch], dict[int, Tensor]]:
+        """What prompts in front leave behind, one stretch a sequence, and for each prompt the logits it asks for."""
+        asks = [fillings[k].asked for k in which]
+        reads = [[s.index(-1 - v) for v in ask] or [0] for s, ask in zip(sequences, asks, strict=True)]
+        batch = Batch.of(sequences, reads=reads).to(self.backbone.device)
+        record = Record()
+        outputs = self.backbone.outputs(
+            self._embed(batch, fillings, which), batch.mask, before, at=batch.at, head=any(asks), record=record
+        )
+        stretches = record.stretches(batch.mask) if self.share else []
+        if outputs.logits is None:
+            return stretches, {}
+        rows = zip(which, asks, outputs.logits, strict=True)
+        return stretches, {k: logits[len(logits) - len(ask) :] for k, ask, logits in rows if ask}
 
     def _inside(self, values: Values) -> list[Stretch]:
         """What of a prompt stands inside the attention, as attention takes it."""

@@ -21,8 +21,7 @@ Tokens = tuple[int, ...]
 class Plan:
     """An example's tokens, cut where the way they are computed changes.
 
-    Of `shared` and `text` at most one is not empty; `row` never is: the last token before the answer must be run to
-    predict it.
+    Of `shared` and `text` at most one is not empty; `row` never is: what is read of a row is run in it.
     """
 
     head: Tokens
@@ -42,7 +41,7 @@ def plan(example: Example, *, share: bool = True, inside: int = 0) -> Plan:
     tokens = example.tokens
     if not share:
         return Plan((), tokens[:inside], (), tokens[inside:])
-    end = len(tokens) - 1
+    end = len(tokens) - 1 if example.reads is None else min(example.reads)
     learned_at = min(next((i for i, t in enumerate(tokens) if t < 0), end), end)
     field_at = min(example.field_at, end)
     head_end, second = sorted((learned_at, field_at))

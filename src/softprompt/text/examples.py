@@ -25,6 +25,8 @@ class Example:
         target: the answer's token ids; empty where the row has no answer.
         label: the answer's position among the labels; None for generation or without an answer.
         cut: how many field tokens were cut away.
+        reads: the positions of `tokens` whose output is read, one for each of `target` if there is one; None where the
+            answer is written behind the last token (or by a decoder of its own).
     """
 
     tokens: tuple[int, ...]
@@ -32,6 +34,7 @@ class Example:
     target: tuple[int, ...] = ()
     label: int | None = None
     cut: int = 0
+    reads: tuple[int, ...] | None = None
 
 
 class ExampleMaker:

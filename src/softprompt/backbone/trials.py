@@ -1,0 +1,103 @@
+"""What a model does, tried on a few random tokens when it is taken in: nothing about an architecture is assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softprompt.backbone.context import Context
+from softprompt.errors import SourceError
+
+if TYPE_CHECKING:
+    from softprompt.backbone.backbone import Backbone
+
+_LENGTH, _PADDING = 9, 3
+
+
+@torch.no_grad()
+def is_causal(backbone: Backbone) -> bool:
+    """Is a position's state the same whatever stands behind it?"""
+    row, other = _rows(backbone)
+    mask = torch.ones(2, _LENGTH, dtype=torch.bool, device=backbone.device)
+    states = _states(backbone, torch.stack([row, other]), mask)
+    return not _differ(backbone, states[0, :-1], states[1, :-1])
+
+
+@torch.no_grad()
+def check_padding(backbone: Backbone) -> None:
+    """
+    Raises:
+        SourceError: a row is answered differently when it is padded, on the side where batches of its kind are; every
+            batch rests on that.
+    """
+    row, _ = _rows(backbone)
+    mask = torch.ones(2, _LENGTH, dtype=torch.bool, device=backbone.device)
+    if backbone.pads_in_front:
+        mask[1, :_PADDING] = False
+        padded, (alone, beside) = row.roll(_PADDING), (slice(0, -_PADDING), slice(_PADDING, None))
+    else:
+        # Alone it is shorter, so that nothing else is different.
+        mask[:, -_PADDING:] = False
+        row = row[:-_PADDING]
+        padded, (alone, beside) = torch.cat([row, row[:_PADDING]]), (slice(0, None), slice(0, -_PADDING))
+    one = _states(backbone, row[None], mask[:1, : len(row)] if not backbone.pads_in_front else mask[:1])
+    two = _states(backbone, padded[None], mask[1:])
+    if _differ(backbone, one[0, alone], two[0, beside]):
+        raise SourceError(
+            "it answers differently when its row is padded, so rows cannot share a batch",
+            where=f"{backbone.name} ({type(backbone.model).__name__})",
+            instead="Use a model that heeds its attention mask, such as smollm2.",
+        )
+
+
+@torch.no_grad()
+def lowers(backbone: Backbone) -> bool:
+    """Does reading a context equal having it in the sequence?"""
+    if not backbone.sites or _shifts_with_length(backbone.model, backbone.sites):
+        return False
+    inputs = backbone.embed(_rows(backbone)[0][None])
+    mask = torch.ones(1, _LENGTH, dtype=torch.bool, device=backbone.device)
+    whole = backbone.logits(inputs, mask, keep=4).float()
+    context = Context.of([backbone.read(inputs[:, :5], mask[:, :5])])
+    lowered = backbone.logits(inputs[:, 5:], mask[:, 5:], context, keep=4).float()
+    return bool((whole - lowered).abs().max() <= _tolerance(backbone) * whole.std().clamp_min(1e-6))
+
+
+def _rows(backbone: Backbone) -> tuple[Tensor, Tensor]:
+    """Random tokens, and the same with another last one."""
+    size = backbone.embeddings.shape[0]
+    row = torch.randint(size, (_LENGTH,), generator=torch.Generator().manual_seed(0))
+    other = row.clone()
+    other[-1] = (row[-1] + size // 2) % size
+    return row.to(backbone.device), other.to(backbone.device)
+
+
+def _states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
+    """`[B, T, D]` of the encoder or of the only stack there is."""
+    return backbone.outputs(backbone.embed(ids), mask, head=False).states.float()
+
+
+def _differ(backbone: Backbone, these: Tensor, those: Tensor) -> bool:
+    """Whether states `[T, D]` differ by more than rounding, at the worst position; NaN does not count."""
+    error = (these - those).square().mean(dim=-1).sqrt().max()
+    return bool(error > _tolerance(backbone) * these.std().clamp_min(1e-6))
+
+
+def _tolerance(backbone: Backbone) -> float:
+    return 1e-3 if backbone.dtype == torch.float32 else 0.1
+
+
+def _shifts_with_length(model: PreTrainedModel, sites: Sequence[Any]) -> bool:
+    """Do keys depend on how long the sequence becomes, or on where a chunk begins?"""
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ())
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    ropes = [rope, *(r for r in rope.values() if isinstance(r, dict))]
+    if any(r.get("rope_type") in ("dynamic", "longrope") for r in ropes) or "chunked_attention" in kinds:
+        return True
+    # A window that is not handed to attention cannot be applied to the context.
+    return "sliding_attention" in kinds and all(site.window is None for site in sites)
