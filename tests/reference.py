@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
 
 import tiny
 from softprompt.backbone.backbone import Backbone
-from softprompt.prompts.prompt import VirtualTokens
+from softprompt.prompts.prompt import Prefix, VirtualTokens
 from softprompt.run.forward import Filling
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
@@ -136,7 +137,7 @@ def state(model: PreTrainedModel) -> dict[str, Any]:
         "gradients": [n for n, p in model.named_parameters() if p.grad is not None or p.requires_grad],
         "config": model.config.to_dict(),
         "attention": model.config._attn_implementation,
-        "generation": model.generation_config.to_dict(),
+        "generation": model.generation_config.to_dict() if model.can_generate() else None,
         "training": {n: m.training for n, m in model.named_modules()},
         "hooks": {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()},
         "attributes": {n: sorted(vars(m)) for n, m in model.named_modules()},
@@ -178,3 +179,41 @@ def first_site(backbone: Backbone) -> nn.Module:
 
 def last_site(backbone: Backbone) -> nn.Module:
     return backbone.model.get_submodule(backbone.sites[-1].name)
+
+
+@contextmanager
+def prefixed(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
+    """Every attention of a plain model sees a prefix: written out with one softmax, for one row that is not padded."""
+    numbers: dict[int, list[int]] = {}
+    modules = dict(model.named_modules())
+    for number, name in enumerate(prefix.sites):
+        module = modules.get(name) or modules[name.rpartition(".")[0]]
+        numbers.setdefault(id(module), []).append(number)
+    calls: dict[int, int] = {}
+
+    def attention(module, query, key, value, attention_mask, scaling=None, position_bias=None, **_):  # type: ignore[no-untyped-def]
+        own = numbers[id(module)]
+        number = own[calls.get(id(module), 0) % len(own)]
+        calls[id(module)] = calls.get(id(module), 0) + 1
+        before = prefix.keys[number].shape[0]
+        rows = key.shape[0]
+        key, value = (
+            torch.cat([learned.transpose(0, 1).expand(rows, -1, -1, -1), usual], dim=2)
+            for learned, usual in ((prefix.keys[number], key), (prefix.values[number], value))
+        )
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        for bias in (position_bias, attention_mask):
+            if bias is not None:
+                scores = scores + F.pad(bias, (before, 0))
+        return (scores.softmax(dim=-1) @ value).transpose(1, 2).contiguous(), None
+
+    usual = model.config._attn_implementation
+    AttentionInterface.register("reference", attention)
+    AttentionMaskInterface.register("reference", eager_mask)
+    model.set_attn_implementation("reference")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)

@@ -142,8 +142,8 @@ DAMAGES = {
     "template": (lambda f: edit(f, lambda m: m.update(template="{soft:4}{text")), "a brace stands alone"),
     "slot without length": (lambda f: edit(f, lambda m: m.update(template="{soft}{text}{label}")), "has no length"),
     "label word": (lambda f: edit(f, lambda m: m["labels"].update(sports="")), "empty label word"),
-    "labels of a generation": (lambda f: edit(f, lambda m: m.update(task="generation")), "task is 'generation'"),
-    "no labels": (lambda f: edit(f, lambda m: m.update(labels=None)), "task is 'classification'"),
+    "labels of a generation": (lambda f: edit(f, lambda m: m.update(task="generation")), "a generation has no labels"),
+    "no labels": (lambda f: edit(f, lambda m: m.update(labels=None)), "a classification needs two labels"),
     "other slot length": (
         lambda f: edit(f, lambda m: m.update(template=FRONT.replace("4", "5"))),
         "it fills 4 positions, the template's slots ask for 5",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -105,16 +105,15 @@ _T5 = {
     "d_kv": 6,
     "d_ff": 48,
     "num_layers": 2,
-    "num_decoder_layers": 3,
     "num_heads": 4,
     "decoder_start_token_id": 2,
     "eos_token_id": 1,
     "pad_token_id": 2,
 }
-# As many layers on one side as on the other, and not.
+# As many layers on one side as on the other, and not (transformers' own cache does not hold more on the decoder's).
 _ENCODER_DECODERS: dict[str, Callable[[], PreTrainedConfig]] = {
     "t5": lambda: AutoConfig.for_model("t5", **_T5),
-    "mt5": lambda: AutoConfig.for_model("mt5", **_T5),
+    "mt5": lambda: AutoConfig.for_model("mt5", **_T5 | {"num_layers": 3, "num_decoder_layers": 2}),
     "bart": lambda: AutoConfig.for_model(
         "bart",
         vocab_size=VOCABULARY,
@@ -156,14 +155,22 @@ def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTra
     return made.eval()
 
 
-def tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-pair tokenizer trained on a few sentences; every text can be written in it."""
+_AROUND = {"encoder": "<s> $A </s>", "bart": "<s> $A </s>", "t5": "$A </s>"}
+
+
+def tokenizer(around: str = "decoder") -> PreTrainedTokenizerBase:
+    """A byte-pair tokenizer trained on a few sentences; every text can be written in it.
+
+    `around` says what it puts around a text: "decoder" nothing, "encoder" and "bart" a token on either side, "t5" one
+    behind it.
+    """
+    special = ["<s>", "</s>", "<pad>", *(["<mask>"] if around == "encoder" else [])]
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>", "<pad>"],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -175,9 +182,24 @@ def tokenizer() -> PreTrainedTokenizerBase:
         "Answer: yes",
     ]
     made.train_from_iterator(sentences * 4, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    if around in _AROUND:
+        made.post_processor = processors.TemplateProcessing(
+            single=_AROUND[around], special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, **tokens, **({"mask_token": "<mask>"} if around == "encoder" else {})
+    )
+
+
+def tokenizer_of(family: str) -> PreTrainedTokenizerBase:
+    """The tiny tokenizer as models of a family have theirs."""
+    if family in ENCODERS:
+        return tokenizer("encoder")
+    return tokenizer({"t5": "t5", "mt5": "t5", "bart": "bart"}.get(family, "decoder"))
 
 
 def backbone(family: str = "llama", *, seed: int = 0, attention: str | None = None, **options: bool) -> Backbone:
     """A tiny random backbone with the tiny tokenizer."""
-    return Backbone(model(family, seed=seed, attention=attention), tokenizer(), f"tiny-{family}", **options)
+    made = model(family, seed=seed, attention=attention)
+    return Backbone(made, tokenizer_of(family), f"tiny-{family}", **options)

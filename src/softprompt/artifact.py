@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,9 +28,10 @@ from softprompt.backbone.backbone import Backbone
 from softprompt.card import card
 from softprompt.errors import ArtifactError, MismatchError, OutputError, RequestError, SaveError
 from softprompt.prompts import method_named
+from softprompt.prompts.head import Head
 from softprompt.prompts.method import Method
 from softprompt.prompts.prompt import KINDS, Values
-from softprompt.text.task import Task
+from softprompt.text.task import Kind, Task
 
 FORMAT = 1
 """Version of the layout. A reader refuses a newer one."""
@@ -38,6 +39,7 @@ FORMAT = 1
 MANIFEST, PROMPT, TRAINING, CARD = "prompt.json", "prompt.safetensors", "training.safetensors", "README.md"
 _START = "start."
 _PARAMETERS = "parameters."
+_HEAD = "head."
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class TrainingState:
 
     Attributes:
         parameters: the parametrization's state, by name.
-        start: the prompt's values before the first step, by name, as in `Values.tensors`.
+        start: what is served, before the first step, by name, as in `SavedPrompt.tensors`.
     """
 
     parameters: Mapping[str, Tensor]
@@ -68,6 +70,7 @@ class SavedPrompt:
         training: facts of the training run.
         metrics: on the evaluation rows.
         state: what going on training needs; None where it was not read.
+        head: the trained head, of a task that has one.
     """
 
     method: Method
@@ -80,11 +83,17 @@ class SavedPrompt:
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     state: TrainingState | None = None
+    head: Head | None = None
 
     @property
     def nbytes(self) -> int:
         """Size of what serving needs, in bytes."""
-        return self.values.nbytes
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What serving needs, by name: the values, and the head where there is one."""
+        head = {} if self.head is None else {_HEAD + name: t for name, t in self.head.tensors().items()}
+        return self.values.tensors() | head
 
     def check(self, backbone: Backbone, name: str) -> None:
         """See that the prompt belongs to a backbone.
@@ -96,6 +105,10 @@ class SavedPrompt:
             MismatchError: it was learned for another model or tokenizer.
         """
         misfit = self.values.misfit(backbone.hidden_size, backbone.site_shapes)
+        if misfit is None and self.head is not None and self.head.weight.shape[1] != backbone.state_size:
+            misfit = (
+                f"its head reads states of {self.head.weight.shape[1]} numbers, the model's are {backbone.state_size}"
+            )
         if misfit is not None:
             raise MismatchError(
                 f"it does not fit {backbone.name!r}: {misfit}",
@@ -149,12 +162,14 @@ class Manifest(_Strict):
 
     format: int = Field(ge=1)
     softprompt_version: str
-    task: Literal["classification", "generation"]
+    task: Kind
     method: _Method
     values: str
     template: str
     labels: dict[str, str] | None
+    none: str = "none"
     target: str
+    field: str | None = None
     max_length: int | None
     backbone: _Backbone
     tokenizer: _Tokenizer
@@ -204,7 +219,7 @@ def save(prompt: SavedPrompt, path: str | Path, *, overwrite: bool = False) -> P
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
-    contents = {PROMPT: prompt.values.tensors()}
+    contents = {PROMPT: prompt.tensors()}
     if prompt.state is not None:
         contents[TRAINING] = _joined(prompt.state)
     tensors = {name: write_tensors(content, {"format": "pt"}) for name, content in contents.items()}
@@ -280,12 +295,14 @@ def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor
     return Manifest(
         format=FORMAT,
         softprompt_version=__version__,
-        task="classification" if task.classifies else "generation",
+        task=task.kind,
         method=_Method(name=prompt.method.NAME, settings=prompt.method.settings()),
         values=prompt.values.KIND,
         template=task.template.source,
-        labels=dict(zip(task.labels, task.words, strict=True)) if task.classifies else None,
+        labels=dict(zip(task.labels, task.words, strict=True)) if task.labels else None,
+        none=task.none,
         target=task.target,
+        field=task.field,
         max_length=task.max_length,
         backbone=_Backbone(
             name=prompt.backbone_name,
@@ -352,17 +369,32 @@ def _words(tensor: _Tensor | None) -> str:
 
 
 def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> SavedPrompt:
-    task = Task(manifest.template, manifest.labels, target=manifest.target, max_length=manifest.max_length)
+    task = Task(
+        manifest.template,
+        manifest.labels,
+        kind=manifest.task,
+        none=manifest.none,
+        target=manifest.target,
+        field=manifest.field,
+        max_length=manifest.max_length,
+    )
     if any(slot.tokens is None for slot in task.template.slots):
         raise ArtifactError("a slot of the template has no length")
-    if task.classifies != (manifest.task == "classification"):
-        raise ArtifactError(f"task is {manifest.task!r}, but labels are {manifest.labels!r}")
+    stored = tensors[PROMPT]
+    head = {name.removeprefix(_HEAD): t for name, t in stored.items() if name.startswith(_HEAD)}
+    values = {name: t for name, t in stored.items() if not name.startswith(_HEAD)}
+    if bool(head) != bool(task.outputs):
+        raise ArtifactError(
+            f"a {task.kind} has {'a' if task.outputs else 'no'} head, the file {'one' if head else 'none'}"
+        )
+    if head and len(head.get("bias", ())) != task.outputs:
+        raise ArtifactError(f"the head has {len(head.get('bias', ()))} outputs, the task {task.outputs}")
     if manifest.values not in KINDS:
         raise ArtifactError(f"values {manifest.values!r} are unknown; known are {', '.join(KINDS)}")
     return SavedPrompt(
         method=method_named(manifest.method.name, manifest.method.settings),
         task=task,
-        values=KINDS[manifest.values].from_tensors(tensors[PROMPT]),
+        values=KINDS[manifest.values].from_tensors(values),
         backbone_name=manifest.backbone.name,
         backbone_fingerprint=manifest.backbone.fingerprint,
         tokenizer_fingerprint=manifest.tokenizer.fingerprint,
@@ -370,6 +402,7 @@ def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> Sa
         training=manifest.training,
         metrics=manifest.metrics,
         state=_split(tensors[TRAINING]) if TRAINING in tensors else None,
+        head=Head.from_tensors(head) if head else None,
     )
 
 
@@ -381,7 +414,7 @@ def _split(tensors: Mapping[str, Tensor]) -> TrainingState:
 
 
 def _check_values(saved: SavedPrompt, manifest: Manifest, folder: Path) -> None:
-    tensors = saved.values.tensors()
+    tensors = saved.tensors()
     expected = sum(slot.tokens or 0 for slot in saved.task.template.slots)
     if saved.values.tokens != expected:
         raise ArtifactError(
@@ -394,5 +427,5 @@ def _check_values(saved: SavedPrompt, manifest: Manifest, folder: Path) -> None:
             raise ArtifactError(f"tensor {name!r} is {_words(stored)}, not float32", where=str(folder / PROMPT))
         if not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"tensor {name!r} holds numbers that are not finite", where=str(folder / PROMPT))
-    if saved.state is not None and _described(saved.state.start) != _described(saved.values.tensors()):
+    if saved.state is not None and _described(saved.state.start) != _described(tensors):
         raise ArtifactError("the values it started from do not match the prompt's", where=str(folder / TRAINING))

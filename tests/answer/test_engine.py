@@ -308,7 +308,7 @@ def test_a_bad_request_is_named_and_nothing_is_run(kind, bad, error, message):
 
 
 def test_a_prompt_that_writes_does_not_classify():
-    with pytest.raises(RequestError, match=r"request 1 \(front\): its task has no labels"):
+    with pytest.raises(RequestError, match=r"request 1 \(front\): it generates, it has no labels.*Use generate"):
         engine("llama", "generate").classify([("front", ROWS[0])])
 
 

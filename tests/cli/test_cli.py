@@ -245,7 +245,7 @@ def test_a_line_that_is_no_json_is_named(here):
 
 
 BAD_OPTIONS = {
-    "two targets": ({"template": "{text}{label}{label}"}, "{label} stands in it 2 times"),
+    "two targets": ({"template": "{text}{label}{label}"}, "{label} or {mask} stands in it 2 times"),
     "no target": ({"template": "{text}"}, "{label} stands in it 0 times"),
     "slot inside a field": ({"template": "{text{soft:3}}{label}"}, "a brace stands alone at character 1"),
     "slot as a field's argument": ({"template": "{text:{soft}} {label}"}, "a brace stands alone"),

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from softprompt import artifact
+from softprompt.answer.answers import Classification, Generation, Labelling, Request, Span, Tagging
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
-from softprompt.run.score import label_log_probabilities
+from softprompt.run.maker import example_maker
+from softprompt.run.score import best_span, head_outputs, label_log_probabilities, label_odds, row_vectors
 from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.fields import several, text
 from softprompt.text.task import Task
+from softprompt.text.template import Target
 
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 _OPTIONS = {
@@ -36,47 +42,12 @@ _OPTIONS = {
 }
 _CACHES = (None, "static", "dynamic")
 
-Request = tuple[str, Mapping[str, Any]]
-"""The name of a prompt and the row it is to answer."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """The answer to a classification.
-
-    Attributes:
-        label: the most probable label.
-        probabilities: of each label among the task's labels; they add up to one.
-        cut: how many tokens of the row's fields were cut away, because it was too long.
-    """
-
-    label: str
-    probabilities: Mapping[str, float]
-    cut: int = 0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generated answer.
-
-    Attributes:
-        text: what was written, without end-of-text token.
-        tokens: how many tokens that took, the end-of-text token included.
-        finished: whether the model ended it; False where `max_new_tokens` did.
-        cut: how many tokens of the row's fields were cut away, because it was too long.
-    """
-
-    text: str
-    tokens: int
-    finished: bool
-    cut: int = 0
-
 
 @dataclass(frozen=True)
 class _Entry:
     prompt: SavedPrompt
     maker: ExampleMaker
-    writer: ExampleMaker
+    writer: ExampleMaker | None
     filling: Filling
 
 
@@ -130,11 +101,10 @@ class Engine:
             saved = prompt
         else:
             saved = artifact.load(prompt, self.backbone)
-        maker, writer = (
-            ExampleMaker(task, self.backbone.tokenizer, self.backbone.positions)
+        maker, writer = example_maker(self.backbone, saved.task), None
+        if isinstance(saved.task.template.target, Target):
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
-            for task in (saved.task, Task(saved.task.template, max_length=saved.task.max_length))
-        )
+            writer = example_maker(self.backbone, Task(saved.task.template, max_length=saved.task.max_length))
         if name in self._entries:
             self.remove(name)
         self._entries[name] = _Entry(saved, maker, writer, Filling(saved.values, {}))
@@ -151,29 +121,98 @@ class Engine:
         self._forward.reader.forget()
 
     @torch.no_grad()
-    def classify(self, requests: Sequence[Request]) -> list[Classification]:
-        """Choose a label for each request, in order.
+    def classify(self, requests: Sequence[Request]) -> list[Classification | Labelling]:
+        """Choose a label for each request, in order; where its task is multi-label, all that apply.
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
-            RequestError: a prompt has no labels, or a row does not fit its template; the message says which request.
+            RequestError: a prompt chooses no label, or a row does not fit its template; the message says which request.
         """
-        entries, examples = self._read(requests, self._labelled_example)
-        answers: dict[int, Classification] = {}
-        for rows in self._batches(examples):
-            fillings, which = self._fillings([entries[i] for i in rows])
-            verbalizers = [entries[i].maker.verbalizer for i in rows]
-            scores = label_log_probabilities(
-                self._forward, [examples[i] for i in rows], [v for v in verbalizers if v is not None], fillings, which
-            )
-            for i, score in zip(rows, scores, strict=True):
-                labels = entries[i].prompt.task.labels
-                answers[i] = Classification(
-                    labels[int(score.argmax())],
-                    dict(zip(labels, score.exp().tolist(), strict=True)),
-                    examples[i].cut,
-                )
+        entries, examples = self._read(requests, _asking(*_CLASSIFY))
+        answers: dict[int, Classification | Labelling] = {}
+        for rows in self._batches(examples, entries):
+            own, given = [entries[i] for i in rows], [examples[i] for i in rows]
+            for i, answer in zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True):
+                answers[i] = answer
         return [answers[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def tag(self, requests: Sequence[Request]) -> list[Tagging]:
+        """Choose a label for each word of each request's field, in order.
+
+        Raises:
+            UnknownPromptError: a request names a prompt that is not there.
+            RequestError: a prompt is of another kind, or a row does not fit its template; the message says which.
+        """
+        entries, examples = self._read(requests, _asking("token-classification"))
+        answers = self._by_head(entries, examples)
+        found = []
+        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
+            task = entry.prompt.task
+            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
+            missing = [None] * (len(several(row, task.field or "", None)) - len(chosen))
+            labels = [task.labels[i] for i in chosen.tolist()]
+            found.append(Tagging((*labels, *missing), (*likely.tolist(), *missing), example.cut))
+        return found
+
+    @torch.no_grad()
+    def extract(self, requests: Sequence[Request]) -> list[Span]:
+        """Find the part of each request's field that answers it, in order. Raises as `tag`."""
+        entries, examples = self._read(requests, _asking("question-answering"))
+        answers = self._by_head(entries, examples)
+        found = []
+        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
+            first, last, likely = best_span(outputs)
+            start, end = example.spans[first][0], example.spans[last][1]
+            content = text(row, entry.prompt.task.field or "", None)
+            found.append(Span(content[start:end], start, end, likely, example.cut))
+        return found
+
+    @torch.no_grad()
+    def embed(self, requests: Sequence[Request]) -> list[list[float]]:
+        """A vector for each request, in order: its cosine with another's says how much they have in common.
+
+        Raises as `tag`.
+        """
+        entries, examples = self._read(requests, _asking("feature-extraction"))
+        vectors: dict[int, list[float]] = {}
+        for rows in self._batches(examples, entries):
+            fillings, which = self._fillings([entries[i] for i in rows])
+            found = row_vectors(self._forward, [examples[i] for i in rows], fillings, which)
+            vectors.update(zip(rows, found.tolist(), strict=True))
+        return [vectors[i] for i in range(len(requests))]
+
+    def _by_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+        """What each row's head makes of its states, one `[S, C]` per row."""
+        outputs: dict[int, Tensor] = {}
+        for rows in self._batches(examples, entries):
+            fillings, which = self._fillings([entries[i] for i in rows])
+            heads = [head for i in rows if (head := entries[i].prompt.head) is not None]
+            found = head_outputs(self._forward, [examples[i] for i in rows], heads, fillings, which)
+            outputs.update(zip(rows, found, strict=True))
+        return [outputs[i] for i in range(len(examples))]
+
+    def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
+        fillings, which = self._fillings(entries)
+        verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
+        scores = label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
+        return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
+
+    def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
+        scores = [outputs[-1].log_softmax(dim=-1) for outputs in self._by_head(entries, examples)]
+        return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
+
+    def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Labelling]:
+        fillings, which = self._fillings(entries)
+        verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
+        found = []
+        odds = label_odds(self._forward, examples, verbalizers, fillings, which)
+        for entry, example, row in zip(entries, examples, odds, strict=True):
+            labels = entry.prompt.task.labels
+            applies = tuple(label for label, o in zip(labels, row.tolist(), strict=True) if o > 0)
+            probabilities = dict(zip(labels, row.sigmoid().tolist(), strict=True))
+            found.append(Labelling(applies, probabilities, example.cut))
+        return found
 
     @torch.no_grad()
     def generate(
@@ -195,16 +234,14 @@ class Engine:
         """
         _check_positive("max_new_tokens", max_new_tokens)
         config = self._generation_config(max_new_tokens, options)
-        entries, examples = self._read(
-            requests, lambda entry, row, where: entry.writer(row, answered=False, where=where, room_for=max_new_tokens)
-        )
+        entries, examples = self._read(requests, partial(_to_write, room_for=max_new_tokens))
         answers: dict[int, Generation] = {}
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         # The caller's own random numbers go on as if nothing had been drawn.
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for rows in self._batches(examples):
+            for rows in self._batches(examples, entries):
                 try:
                     written = self._write([entries[i] for i in rows], [examples[i] for i in rows], config)
                 except (ValueError, TypeError, ArithmeticError) as cause:
@@ -223,19 +260,15 @@ class Engine:
         model = PromptedModel(self.backbone, ready.context)
         # What is not said is not done: a model's own defaults (a repetition penalty, say) are not taken over.
         model.generation_config = GenerationConfig()
-        sequences = model.generate(
-            inputs_embeds=ready.inputs_embeds,
-            attention_mask=ready.mask.long(),
-            prompt_ids=ready.rows,
-            generation_config=config,
-        )
+        sequences = model.write(ready.inputs_embeds, ready.mask, ready.rows, generation_config=config)
         ends = set(config.eos_token_id)
         answers = []
         for entry, example, ids in zip(entries, examples, sequences.tolist(), strict=True):
             end = next((i for i, token in enumerate(ids) if token in ends), None)
             kept = ids if end is None else ids[:end]
-            text = entry.maker.decode(kept)
-            answers.append(Generation(text, len(kept) + (end is not None), end is not None, example.cut))
+            answers.append(
+                Generation(entry.maker.decode(kept), len(kept) + (end is not None), end is not None, example.cut)
+            )
         return answers
 
     def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
@@ -301,23 +334,67 @@ class Engine:
             entries.append(entry)
         return entries, examples
 
-    @staticmethod
-    def _labelled_example(entry: _Entry, row: Mapping[str, Any], where: str) -> Example:
-        if entry.maker.verbalizer is None:
-            raise RequestError("its task has no labels to choose from", where=where, instead="Use generate.")
-        return entry.maker(row, answered=False, where=where)
-
-    def _batches(self, examples: Sequence[Example]) -> Iterator[list[int]]:
-        """Indices of rows of like length, `batch_size` at a time."""
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i].tokens))
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+    def _batches(self, examples: Sequence[Example], entries: Sequence[_Entry]) -> Iterator[list[int]]:
+        """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
+        kinds = [entry.prompt.task.kind for entry in entries]
+        for kind in sorted(set(kinds)):
+            own = [i for i in range(len(examples)) if kinds[i] == kind]
+            order = sorted(own, key=lambda i: len(examples[i].tokens))
+            for start in range(0, len(order), self.batch_size):
+                yield order[start : start + self.batch_size]
 
     @staticmethod
     def _fillings(entries: Sequence[_Entry]) -> tuple[list[Filling], list[int]]:
         distinct = {id(entry): entry for entry in entries}
         index = {key: i for i, key in enumerate(distinct)}
         return [entry.filling for entry in distinct.values()], [index[id(entry)] for entry in entries]
+
+
+_CLASSIFY: Mapping[str, Callable[[Engine, Sequence[_Entry], Sequence[Example]], Sequence[Any]]] = {
+    "classification": Engine._by_word,
+    "sequence-classification": Engine._by_label_head,
+    "multi-label": Engine._by_odds,
+}
+
+# What answers a kind of task.
+_VERBS: Mapping[str, str] = {
+    **dict.fromkeys(_CLASSIFY, "classify"),
+    "generation": "generate",
+    "token-classification": "tag",
+    "question-answering": "extract",
+    "feature-extraction": "embed",
+}
+
+
+def _asking(*kinds: str) -> Callable[[_Entry, Mapping[str, Any], str], Example]:
+    """Reads a row for a prompt whose task is of one of these kinds."""
+
+    def example(entry: _Entry, row: Mapping[str, Any], where: str) -> Example:
+        kind = entry.prompt.task.kind
+        if kind not in kinds:
+            what = "it generates, it has no labels to choose from" if kind == "generation" else f"its task is {kind}"
+            raise RequestError(what, where=where, instead=f"Use {_VERBS[kind]}.")
+        return entry.maker(row, answered=False, where=where)
+
+    return example
+
+
+def _to_write(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
+    if entry.writer is None:
+        raise RequestError(
+            f"its task is {entry.prompt.task.kind}, and it writes nothing",
+            where=where,
+            instead=f"Use {_VERBS[entry.prompt.task.kind]}.",
+        )
+    return entry.writer(row, answered=False, where=where, room_for=room_for)
+
+
+def _chosen(entry: _Entry, example: Example, score: Tensor) -> Classification:
+    """The answer that log-probabilities `[C]` of the labels give."""
+    labels = entry.prompt.task.labels
+    return Classification(
+        labels[int(score.argmax())], dict(zip(labels, score.exp().tolist(), strict=True)), example.cut
+    )
 
 
 def _check_positive(name: str, value: int) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from softprompt.answer.engine import Classification, Engine
+from softprompt.answer.answers import Classification
+from softprompt.answer.engine import Engine
 from softprompt.backbone.backbone import Backbone
 from softprompt.demo.news import LABELS, Article, news
 from softprompt.learn.evaluation import evaluate
@@ -105,5 +106,7 @@ def run(
     engine = Engine(backbone)
     engine.add("topic", output)
     unseen = drawn.test[:3]
-    answers = engine.classify([("topic", article.row) for article in unseen])
+    answers = [
+        a for a in engine.classify([("topic", article.row) for article in unseen]) if isinstance(a, Classification)
+    ]
     return Outcome(len(rows), hard, learned, result, list(zip(unseen, answers, strict=True)))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy
 import torch
 import transformers
+from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
@@ -25,15 +26,21 @@ from softprompt.backbone.backbone import Backbone
 from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
 from softprompt.learn import checkpoints
 from softprompt.learn.evaluation import measure
-from softprompt.learn.objective import AnswerLoss, Objective
+from softprompt.learn.losses import loss_for
+from softprompt.learn.objective import Objective
 from softprompt.learn.order import Shuffled
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
+from softprompt.prompts.head import Head, Headed
 from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
 from softprompt.run.forward import Filling, Forward
+from softprompt.run.maker import example_maker
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
+
+HEAD_LEARNING_RATE = 5e-3
+"""Of a head alone, where the method beside it learns nothing."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def train(
         )
     settings = replace(settings or Settings(), **options)
     idle = sorted(set(options) - set(Settings.MEASURING))
-    if idle and not method.LEARNS:
+    if idle and not method.LEARNS and not task.outputs:
         raise SettingsError(
             f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
             instead="Leave it out, or use a method that learns.",
@@ -157,12 +164,16 @@ class _Run:
         self.backbone, self.method, self.settings = backbone, method, settings
         self.progress, self.callbacks = progress, callbacks
         self.task = resolve_task(task, method)
-        self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
+        self.maker = example_maker(backbone, self.task)
+        self.learns = method.LEARNS or bool(task.outputs)
         self.forward = Forward(backbone, budget=settings.cache_bytes)
-        self.learning_rate = settings.learning_rate or method.LEARNING_RATE
-        self.parametrization = method.build(
-            self.maker.virtual, _host(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
-        ).to(backbone.device)
+        self.learning_rate = settings.learning_rate or method.LEARNING_RATE or HEAD_LEARNING_RATE
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.parametrization = method.build(self.maker.virtual, _host(backbone, self.maker), generator)
+        if task.outputs:
+            head = Head.random(backbone.state_size, task.outputs, generator)
+            self.parametrization = Headed(self.parametrization, head)
+        self.parametrization.to(backbone.device)
         self._note_start()
         self._trainer: LearnerTrainer | None = None
 
@@ -171,7 +182,8 @@ class _Run:
         facts = {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "template": self.task.template.source,
-            "labels": [list(self.task.labels), list(self.task.words)],
+            "kind": self.task.kind,
+            "labels": [list(self.task.labels), list(self.task.words), self.task.none],
             "target": self.task.target,
             "max_length": self.task.max_length,
             "method": self.method.NAME,
@@ -185,12 +197,12 @@ class _Run:
 
     def __call__(self, data: list[Example], held_out: list[Example], folder: Path, *, resume: bool) -> Result:
         began = time.monotonic()
-        left = self._read_ahead([*(data if self.method.LEARNS else ()), *held_out])
+        left = self._read_ahead([*(data if self.learns else ()), *held_out])
         read = time.monotonic()
         history: Sequence[Mapping[str, float]] = []
         metrics: Mapping[str, float] | None = None
         outcome = self.parametrization
-        if self.method.LEARNS:
+        if self.learns:
             trainer = self._make_trainer(data, held_out, folder)
             trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
             outcome, history, metrics = trainer.learner.outcome, trainer.state.log_history, trainer.kept
@@ -205,7 +217,7 @@ class _Run:
             outcome,
             metrics,
             {
-                **(self.settings.facts() | {"learning_rate": self.learning_rate} if self.method.LEARNS else {}),
+                **(self.settings.facts() | {"learning_rate": self.learning_rate} if self.learns else {}),
                 "training_rows": len(data),
                 "evaluation_rows": len(held_out),
                 "rows_cut": sum(e.cut > 0 for e in [*data, *held_out]),
@@ -217,6 +229,7 @@ class _Run:
                 "torch": str(torch.__version__),
                 "transformers": transformers.__version__,
             },
+            self.start,
         )
         return Result(prompt, metrics, None, history)
 
@@ -250,7 +263,8 @@ class _Run:
 
     def _note_start(self) -> None:
         # A copy: what `tensors` gives may share memory with the parameters.
-        self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
+        prompt = self._prompt(self.parametrization, {}, {}, {})
+        self.start = {name: t.clone() for name, t in prompt.tensors().items()}
 
     def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
         """Save the last good parameters beside the output, and say where."""
@@ -259,7 +273,8 @@ class _Run:
             return error
         self.parametrization.load_state_dict(trainer.last_good)
         place = output.with_name(output.name + ".last-good")
-        prompt = self._prompt(self.parametrization, {}, {**self.settings.facts(), "diverged_at_step": error.step})
+        facts = {**self.settings.facts(), "diverged_at_step": error.step}
+        prompt = self._prompt(self.parametrization, {}, facts, self.start)
         try:
             artifact.save(prompt, place, overwrite=True)
             where = f"the prompt before it is in {place}"
@@ -270,7 +285,7 @@ class _Run:
         return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
 
     def _make_trainer(self, data: Sequence[Example], held_out: Sequence[Example], folder: Path) -> LearnerTrainer:
-        loss = AnswerLoss.of(self.settings, self.maker.verbalizer)
+        loss = loss_for(self.settings, self.task, self.maker.verbalizer)
         learner = Learner(self.parametrization, Objective(self.forward, [loss]))
         self._trainer = LearnerTrainer(
             learner,
@@ -279,7 +294,7 @@ class _Run:
             Shuffled([(0, example) for example in data], self.settings.batch_size, self.settings.seed),
             folder,
             (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
-            best_by="accuracy" if self.task.classifies else "loss",
+            best_by="loss" if self.task.kind == "generation" else "accuracy",
             device=self.backbone.device,
             progress=self.progress,
             callbacks=self.callbacks,
@@ -301,17 +316,22 @@ class _Run:
             filling = Filling(parametrization(), {})
             return measure(
                 self.forward,
-                self.maker.verbalizer,
+                self.maker,
                 examples,
                 filling,
                 self.settings.eval_batch_size,
                 evaluating.update,
+                parametrization.head_for(),
             )
 
     def _prompt(
-        self, parametrization: Parametrization, metrics: Mapping[str, float], facts: Mapping[str, Any]
+        self,
+        parametrization: Parametrization,
+        metrics: Mapping[str, float],
+        facts: Mapping[str, Any],
+        start: Mapping[str, Tensor],
     ) -> SavedPrompt:
-        values = parametrization()
+        values, head = parametrization(), parametrization.head_for()
         return SavedPrompt(
             method=self.method,
             task=self.task,
@@ -323,10 +343,11 @@ class _Run:
             training=facts,
             metrics=metrics,
             state=TrainingState(
-                {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, self.start
+                {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, start
             )
-            if self.method.LEARNS
+            if self.learns
             else None,
+            head=None if head is None else Head.from_tensors(head.tensors()),
         )
 
 
@@ -349,5 +370,5 @@ def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
 def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.tokens, example.target)).encode())
+        digest.update(repr((example.tokens, example.target, example.labels)).encode())
     return digest.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from softprompt.errors import SettingsError, TemplateError
 from softprompt.prompts.prompt import Sites, Values
 from softprompt.text.task import Task
-from softprompt.text.template import Template
+from softprompt.text.template import Slot, Target, Template
+
+if TYPE_CHECKING:
+    from softprompt.prompts.head import Head
 
 Pair = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 """Keys and values, one tensor per attention site each."""
@@ -70,6 +73,10 @@ class Parametrization(nn.Module, ABC):
     def asked(self, task: int = 0) -> tuple[Asked, ...]:
         """What of the prompt the model is to predict, too; most methods ask for nothing."""
         return ()
+
+    def head_for(self, task: int = 0) -> Head | None:
+        """The head that is trained with the prompt, where the task has one."""
+        return None
 
     @abstractmethod
     def after_step(self) -> None:
@@ -161,7 +168,7 @@ def _everything_behind_the_slot(template: Template, method: Method) -> Template:
             where=f"template {template.source!r}",
             instead="Take {soft} out, or put it in front, once; prompt-tuning and p-tuning have slots anywhere.",
         )
-    if len(template.segments) == 2:
+    if all(isinstance(segment, (Slot, Target)) for segment in template.segments):
         raise TemplateError(
             "there is nothing between the slot and {label} to attend to it",
             where=f"template {template.source!r}",

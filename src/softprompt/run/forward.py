@@ -62,6 +62,14 @@ class Answers:
     targets: Tensor
     asked: tuple[Tensor, ...]
 
+    def of(self, rows: Sequence[int]) -> Answers:
+        """Those of some rows."""
+        if len(rows) == len(self.targets):
+            return self
+        picked = list(rows)
+        logits = None if self.logits is None else self.logits[picked]
+        return Answers(self.states[picked], logits, self.targets[picked], self.asked)
+
 
 @dataclass(frozen=True)
 class Filling:
@@ -288,7 +296,8 @@ def _check(examples: Sequence[Example], fillings: Sequence[Filling], which: Sequ
                 where=f"prompt {k}",
                 instead="Give each row the prompt that was made for its template.",
             )
-        if fillings[k].values.inside is not None and (example.tokens[-1] < 0 or asked != there):
+        stands_in_front = min(example.tokens[there:], default=-1) >= 0 and max(example.tokens[:there], default=0) < 0
+        if fillings[k].values.inside is not None and not stands_in_front:
             raise TemplateError(
                 "a prefix stands whole before a row, and a row must have a token behind it",
                 where=f"prompt {k}",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
 from softprompt.backbone.backbone import Backbone, context_lengths, offset_positions
 from softprompt.backbone.context import Context
@@ -51,6 +51,24 @@ class PromptedModel(nn.Module, GenerationMixin):
             prompt_ids = torch.arange(self.context.size, device=self.backbone.device)
         return super().generate(*args, prompt_ids=prompt_ids, **kwargs)
 
+    def write(self, inputs_embeds: Tensor, mask: Tensor, prompt_ids: Tensor | None = None, **options: Any) -> Tensor:
+        """What is generated behind `[B, T, D]` rows, or by the decoder that reads them: `[B, n]` int64.
+
+        Args:
+            inputs_embeds: the rows.
+            mask: `[B, T]` bool, True for real tokens.
+            prompt_ids: as in `forward`.
+            options: of `generate`.
+        """
+        shared = {"attention_mask": mask.long(), "prompt_ids": prompt_ids, **options}
+        start = self.backbone.decoder_start
+        if not start:
+            return self.generate(inputs_embeds=inputs_embeds, **shared)
+        states = self.backbone.outputs(inputs_embeds, mask, self.context, prompt_ids, head=False).states
+        begun = torch.tensor(start, device=mask.device).expand(len(mask), -1)
+        encoded = BaseModelOutput(last_hidden_state=states)
+        return self.generate(encoder_outputs=encoded, decoder_input_ids=begun, **shared)[:, len(start) :]
+
     @property
     def _can_compile_fullgraph(self) -> bool:
         # A static cache works; compiling the step by itself behind the caller's back is not attempted.
@@ -62,6 +80,8 @@ class PromptedModel(nn.Module, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: Any = None,
         prompt_ids: Tensor | None = None,
         cache: Any = None,
         past_key_values: Any = None,
@@ -74,6 +94,8 @@ class PromptedModel(nn.Module, GenerationMixin):
         Args:
             input_ids: `[B, T]` int64, or
             inputs_embeds: `[B, T, D]`.
+            decoder_input_ids: `[B, T]` int64, of an encoder-decoder, beside
+            encoder_outputs: what its encoder made of the rows.
             attention_mask: `[B, S]`, 1 for real tokens, S those of the cache included and the context not; or what
                 the model takes for a static cache.
             position_ids: `[B, T]` int64 in the whole sequence, context included; counted from the mask if not given.
@@ -82,9 +104,14 @@ class PromptedModel(nn.Module, GenerationMixin):
             use_cache: whether to keep one.
             logits_to_keep: logits of the last so many positions alone; 0 for all.
         """
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None, "input_ids or inputs_embeds"
-        if position_ids is None:
+        tokens = next(t for t in (decoder_input_ids, input_ids, inputs_embeds) if t is not None)
+        if decoder_input_ids is not None:
+            known = cache if cache is not None else past_key_values
+            past = 0 if known is None else int(known.get_seq_length())
+            position_ids = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
+            position_ids = position_ids + context_lengths(self.context, prompt_ids)
+            kwargs |= {"decoder_input_ids": decoder_input_ids, "encoder_outputs": encoder_outputs}
+        elif position_ids is None:
             # For counting alone: a model that keeps a state is given no mask once it has read its rows.
             mask = attention_mask
             if mask is None:
@@ -93,15 +120,16 @@ class PromptedModel(nn.Module, GenerationMixin):
         # Only the one that is there: a version of transformers knows one name, or warns at the other.
         caches = {"cache": cache, "past_key_values": past_key_values}
         kwargs |= {name: value for name, value in caches.items() if value is not None}
+        if logits_to_keep:
+            kwargs["logits_to_keep"] = logits_to_keep
+        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        kwargs |= {name: tensor for name, tensor in given.items() if tensor is not None}
         return self.backbone.step(
             positions=position_ids,
             context=self.context,
             rows=prompt_ids,
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
             **kwargs,
         )
 

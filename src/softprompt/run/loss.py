@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from softprompt.text.answers import BEGINS, ENDS
 from softprompt.text.batch import IGNORED
 
 
@@ -34,6 +35,55 @@ def label_loss(logits: Tensor, words: Sequence[int], labels: Tensor) -> Tensor:
     """
     columns = torch.as_tensor(words, device=logits.device)
     return F.cross_entropy(logits[:, -1, columns].float(), labels)
+
+
+def odds_loss(odds: Tensor, applies: Tensor) -> Tensor:
+    """Mean cross-entropy of yes or no over all labels of all rows; a scalar, float32.
+
+    Args:
+        odds: `[B, C]` log-odds of each label.
+        applies: `[B, C]` bool.
+    """
+    return F.binary_cross_entropy_with_logits(odds.float(), applies.float())
+
+
+def span_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of where an answer begins and where it ends; a scalar, float32. 0 where no row has an answer.
+
+    Args:
+        outputs: `[B, S, 2]` of a head: how much a token looks like a beginning, and like an end.
+        targets: `[B, S]` int64, `BEGINS` and `ENDS` added up; `IGNORED` where a row has no token or no answer.
+    """
+    outputs = outputs.masked_fill((targets == IGNORED)[..., None], torch.finfo(outputs.dtype).min)
+    targets = targets.clamp_min(0)
+    rows = (targets & BEGINS).any(dim=1) & (targets & ENDS).any(dim=1)
+    if not bool(rows.any()):
+        return outputs.sum() * 0
+    return (_at(outputs[rows, :, 0], targets[rows] & BEGINS) + _at(outputs[rows, :, 1], targets[rows] & ENDS)) / 2
+
+
+def _at(outputs: Tensor, chosen: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.float(), chosen.bool().int().argmax(dim=1))
+
+
+def likeness_loss(vectors: Tensor, groups: Tensor, temperature: float = 0.05) -> Tensor:
+    """Rows of one group attract each other, others repel: the supervised contrastive loss (Khosla et al. 2020,
+    arXiv 2004.11362, equation 2), mean over the rows that have a fellow in the batch; 0 where none has.
+
+    Args:
+        vectors: `[B, D]`.
+        groups: `[B]` int64.
+        temperature: what cosines are divided by.
+    """
+    unit = F.normalize(vectors.float(), dim=-1)
+    itself = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    likeness = (unit @ unit.T / temperature).masked_fill(itself, float("-inf")).log_softmax(dim=-1)
+    fellows = (groups[:, None] == groups) & ~itself
+    has = fellows.any(dim=-1)
+    if not bool(has.any()):
+        return vectors.float().sum() * 0
+    each = likeness.masked_fill(~fellows, 0.0).sum(dim=-1)[has] / fellows.sum(dim=-1)[has]
+    return -each.mean()
 
 
 def answer_log_probabilities(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How likely each label is: the answer of a classification by verbalizer."""
+"""What the model's answers say: how likely each label is, by its word or by a trained head; and vectors of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softprompt.run.forward import Filling, Forward
+from softprompt.prompts.head import Head
+from softprompt.run.forward import Answers, Filling, Forward
 from softprompt.run.loss import answer_log_probabilities
 from softprompt.text.examples import Example
 from softprompt.text.verbalizer import Verbalizer
@@ -58,3 +59,79 @@ def _scores(logits: Tensor, targets: Tensor, verbalizers: Sequence[Verbalizer]) 
             yield row[-1, [word[0] for word in verbalizer.words]].float()
         else:
             yield next(wholes)
+
+
+@torch.inference_mode()
+def label_odds(
+    forward: Forward,
+    examples: Sequence[Example],
+    verbalizers: Sequence[Verbalizer],
+    fillings: Sequence[Filling],
+    which: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Log-odds of each label against the word for none, one `[C]` float32 per row; arguments as above."""
+    logits, _ = forward(examples, fillings, which)
+    return [odds(row[None], verbalizer)[0] for row, verbalizer in zip(logits, verbalizers, strict=True)]
+
+
+def odds(logits: Tensor, verbalizer: Verbalizer) -> Tensor:
+    """`[B, S, V]` -> `[B, C]` float32: how much likelier each label's word is than the word for none, as logarithm.
+
+    So a label's threshold is learned with the prompt (adaptive thresholding, Zhou et al. 2021, arXiv 2010.11304).
+    """
+    last = logits[:, -1]
+    words = torch.tensor([word[0] for word in verbalizer.words], device=last.device)
+    return last[:, words].float() - last[:, [verbalizer.none[0]]].float()
+
+
+@torch.inference_mode()
+def head_outputs(
+    forward: Forward,
+    examples: Sequence[Example],
+    heads: Sequence[Head],
+    fillings: Sequence[Filling],
+    which: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """What a trained head makes of each state that is read, one `[S, C]` float32 per row.
+
+    Args:
+        examples: B rows, all read in one way: at positions of theirs, or where their answer would be written.
+        heads: of each row's task.
+        fillings, which: as above.
+    """
+    answers = forward.answers(examples, fillings, which, head=False)
+    return [head(states) for head, states in zip(heads, _read(answers, examples), strict=True)]
+
+
+@torch.inference_mode()
+def row_vectors(
+    forward: Forward, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
+) -> Tensor:
+    """One vector a row, `[B, D]` float32, as `means` makes it; arguments as above."""
+    return means(forward.answers(examples, fillings, which, head=False), examples)
+
+
+def means(answers: Answers, examples: Sequence[Example]) -> Tensor:
+    """The mean of each row's states, `[B, D]` float32."""
+    return torch.stack([states.float().mean(dim=0) for states in _read(answers, examples)])
+
+
+def _read(answers: Answers, examples: Sequence[Example]) -> list[Tensor]:
+    """The states that are read of each row, one `[S, D]` per row; the batch is padded in front."""
+    sizes = [1 if e.reads is None else len(e.reads) for e in examples]
+    return [states[len(states) - size :] for states, size in zip(answers.states, sizes, strict=True)]
+
+
+def best_span(outputs: Tensor) -> tuple[int, int, float]:
+    """The likeliest span: its first and last token, and how likely it is among all that end where they begin or later.
+
+    Args:
+        outputs: `[S, 2]` of a head: how much a token looks like a beginning, and like an end.
+    """
+    begins, ends = outputs.float().log_softmax(dim=0).unbind(dim=1)
+    table = (begins[:, None] + ends[None, :]).triu() + torch.full((len(outputs),) * 2, float("-inf")).tril(-1).to(
+        begins
+    )
+    likely = table.flatten().softmax(dim=0)
+    best = int(likely.argmax())
+    return best // len(outputs), best % len(outputs), float(likely[best])

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.errors import DataError, LengthError
-from softprompt.text.task import Task
-from softprompt.text.template import Anchor, Field, Slot, Start
-from softprompt.text.tokens import PieceTokenizer
+from softprompt.errors import DataError, LengthError, TemplateError
+from softprompt.text import answers, fields
+from softprompt.text.answers import Answer
+from softprompt.text.batch import IGNORED
+from softprompt.text.fields import Encoded
+from softprompt.text.task import OF_TOKENS, SPOKEN, Task
+from softprompt.text.template import Anchor, Field, Mask, Slot, Start, Stop
+from softprompt.text.tokens import PieceTokenizer, Spans
 from softprompt.text.verbalizer import Verbalizer
+
+BackboneKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,14 @@ class Example:
     Attributes:
         tokens: everything before the target. A token id, or `-1 - v` for virtual token v of the row's prompt.
         field_at: where the first token that depends on the row stands; `len(tokens)` if none does.
-        target: the answer's token ids; empty where the row has no answer.
-        label: the answer's position among the labels; None for generation or without an answer.
+        target: the answer's token ids, or what stands at each of `reads`; empty where the row has no such answer.
+        label: the answer's position among the labels (or, where there are none, the number of what rows have in
+            common); None without an answer.
         cut: how many field tokens were cut away.
         reads: the positions of `tokens` whose output is read, one for each of `target` if there is one; None where the
             answer is written behind the last token (or by a decoder of its own).
+        labels: positions of all the labels that apply.
+        spans: for each of `reads` the part of the field's text it stands for, of a question's answer.
     """
 
     tokens: tuple[int, ...]
@@ -35,6 +44,8 @@ class Example:
     label: int | None = None
     cut: int = 0
     reads: tuple[int, ...] | None = None
+    labels: tuple[int, ...] = ()
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class ExampleMaker:
@@ -43,22 +54,34 @@ class ExampleMaker:
     Attributes:
         virtual: P, virtual tokens of the whole template.
         limit: the most tokens an example may have, its target included; None for no bound.
-        verbalizer: the label words; None for generation.
+        verbalizer: the label words; None where the answer is none of a few words.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: int | None = None,
+        kind: BackboneKind = "decoder",
+    ) -> None:
         """
         Args:
             task: its template's slots all have their lengths.
             positions: how many positions the model has.
+            kind: of the model. Only decoders write the answer behind the row; encoders and encoder-decoders are given
+                what the tokenizer puts behind a text.
 
         Raises:
+            TemplateError: a model of this kind does not answer where the template says.
             LengthError: slots, anchors and the longest label word alone are too long.
         """
-        self.task = task
+        self.task, self._kind = task, kind
         self._tokenizer = PieceTokenizer(tokenizer)
         self._opening = task.template.opening
-        self.verbalizer = Verbalizer(task, self._tokenizer) if task.classifies else None
+        self._check_places()
+        by_words = task.kind in SPOKEN and bool(task.labels)
+        opens = kind == "encoder-decoder"
+        self.verbalizer = Verbalizer(task, self._tokenizer, answer_opens=opens) if by_words else None
         bounds = [b for b in (task.max_length, positions) if b is not None]
         self.limit = min(bounds) if bounds else None
         self._pieces = self._fixed_pieces()
@@ -66,22 +89,60 @@ class ExampleMaker:
         self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
         self._check_limit(self._answer_room(()), None)
 
+    def _check_places(self) -> None:
+        where, target = f"template {self.task.template.source!r}", self.task.template.target
+        if isinstance(target, Mask) and self._kind != "encoder":
+            raise TemplateError(
+                f"{{mask}} is filled by encoders, and this model is a(n) {self._kind}",
+                where=where,
+                instead="Put {label} at the end: there it writes its answer.",
+            )
+        if isinstance(target, Mask) and self._tokenizer.mask is None:
+            raise TemplateError("the tokenizer has no mask token", where=where, instead="Use a task with a head.")
+        if self._kind == "encoder" and target is not None and not isinstance(target, Mask):
+            raise TemplateError(
+                "an encoder writes nothing behind a row, so it cannot answer at {label}",
+                where=where,
+                instead="Put {mask} where it is to answer, or use a task with a head (sequence-classification, ...).",
+            )
+        if isinstance(target, Mask) and self.task.kind == "generation":
+            raise TemplateError(
+                "{mask} is filled by one of the labels, and there are none", where=where, instead="Give labels."
+            )
+        if Stop() in self.task.template.segments and not self._tokenizer.stop:
+            raise TemplateError(
+                "{sep} stands in it, but this tokenizer puts nothing behind a text",
+                where=where,
+                instead="Take {sep} out, or write what is to stand there.",
+            )
+
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
         """The template with anchors and slots as tokens, and the fields still open."""
-        segments = self.task.template.segments
-        pieces: list[tuple[int, ...] | Field] = [] if Start() in segments else [self._tokenizer.start]
+        segments, own = self.task.template.segments, self._tokenizer
+        pieces: list[tuple[int, ...] | Field] = [] if Start() in segments else [own.start]
+        self._mask_piece = self._start_piece = 0
         virtual = 0
         for segment in segments:
-            if isinstance(segment, Slot):
-                assert segment.tokens is not None, "slots are given their lengths first"
-                pieces.append(tuple(-1 - v for v in range(virtual, virtual + segment.tokens)))
-                virtual += segment.tokens
-            elif isinstance(segment, Anchor):
-                pieces.append(self._anchor(segment))
-            elif isinstance(segment, Start):
-                pieces.append(self._tokenizer.start)
-            elif isinstance(segment, Field):
-                pieces.append(segment)
+            match segment:
+                case Slot(tokens):
+                    assert tokens is not None, "slots are given their lengths first"
+                    pieces.append(tuple(-1 - v for v in range(virtual, virtual + tokens)))
+                    virtual += tokens
+                case Anchor():
+                    pieces.append(self._anchor(segment))
+                case Start():
+                    self._start_piece = len(pieces)
+                    pieces.append(own.start)
+                case Stop():
+                    pieces.append(own.stop)
+                case Mask():
+                    assert own.mask is not None, "checked before"
+                    self._mask_piece = len(pieces)
+                    pieces.append((own.mask,))
+                case Field():
+                    pieces.append(segment)
+        if self._kind != "decoder" and segments[-1] != Stop():
+            pieces.append(own.stop)
         return pieces
 
     def _anchor(self, anchor: Anchor) -> tuple[int, ...]:
@@ -109,29 +170,49 @@ class ExampleMaker:
         where = where or getattr(row, "where", None)
         if not isinstance(row, Mapping):
             raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
-        target, label = self._answer(row, where) if answered else ((), None)
+        found = [self._field(p, row, where) for p in self._pieces if isinstance(p, Field)]
+        inside = next((f for f in found if f.words is not None or f.spans is not None), None)
+        answer = self._answer(row, where, inside) if answered else Answer()
         room = None
         if self.limit is not None:
-            answer = self._answer_room(target, room_for)
-            self._check_limit(answer, where)
-            room = self.limit - self._fixed - answer
-        fields = [
-            self._tokenizer.encode_data(p.blank + _text(row, p.name, where), opens=p is self._opening)
-            for p in self._pieces
-            if isinstance(p, Field)
-        ]
-        sizes = _shares([len(f) for f in fields], room)
-        kept = iter([f[:n] for f, n in zip(fields, sizes, strict=True)])
+            answer_room = self._answer_room(answer.target, room_for)
+            self._check_limit(answer_room, where)
+            room = self.limit - self._fixed - answer_room
+        sizes = fields.shares([len(f.tokens) for f in found], room)
+        kept = iter(zip(found, sizes, strict=True))
         tokens: list[int] = []
+        begins: list[int] = []
         field_at: int | None = None
+        inside_at, inside_size = 0, 0
         for piece in self._pieces:
-            if isinstance(piece, Field) and field_at is None:
-                field_at = len(tokens)
-            tokens.extend(next(kept) if isinstance(piece, Field) else piece)
+            begins.append(len(tokens))
+            if not isinstance(piece, Field):
+                tokens.extend(piece)
+                continue
+            field, size = next(kept)
+            field_at = len(tokens) if field_at is None else field_at
+            if field is inside:
+                inside_at, inside_size = len(tokens), size
+            tokens.extend(field.tokens[:size])
         if not tokens:
             raise DataError("the row is empty and so is the template", where=where)
-        cut = sum(len(f) for f in fields) - sum(sizes)
-        return Example(tuple(tokens), len(tokens) if field_at is None else field_at, target, label, cut)
+        target = answer.target
+        reads, spans = self._reads(tokens, begins, inside, inside_at, inside_size, where)
+        if inside is not None:
+            target = target[: len(reads or ())]
+            if self.task.kind == "question-answering" and sum(target) != answers.BEGINS + answers.ENDS:
+                # Part of the answer was cut away: nothing is learned from such a row.
+                target = (IGNORED,) * len(target)
+        return Example(
+            tokens=tuple(tokens),
+            field_at=len(tokens) if field_at is None else field_at,
+            target=target,
+            label=answer.labels[0] if len(answer.labels) == 1 else None,
+            cut=sum(len(f.tokens) for f in found) - sum(sizes),
+            reads=reads,
+            labels=answer.labels,
+            spans=spans,
+        )
 
     def all(self, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
         """Make an example of every row, answers included; an error names the row by its origin or its number (from 1).
@@ -148,25 +229,77 @@ class ExampleMaker:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; the blank that the template puts before its target is taken off."""
-        target = self.task.template.target
-        return self._tokenizer.decode(list(ids), opens=target is self._opening).removeprefix(target.blank)
+        blank, opens = self._answer_place()
+        return self._tokenizer.decode(list(ids), opens=opens).removeprefix(blank)
 
-    def _answer(self, row: Mapping[str, Any], where: str | None) -> tuple[tuple[int, ...], int | None]:
-        text = _text(row, self.task.target, where)
-        if self.verbalizer is not None:
-            label = self.verbalizer.index(text, where)
-            word = self.verbalizer.words[label]
-            return (word[:1] if self.verbalizer.by_first_token else word), label
+    def _field(self, field: Field, row: Mapping[str, Any], where: str | None) -> Encoded:
+        encode = fields.encode
+        if field.name == self.task.field:
+            encode = fields.encode_words if self.task.kind == "token-classification" else fields.encode_spans
+        return encode(self._tokenizer, row, field.name, field.blank, field is self._opening, where)
+
+    def _answer_place(self) -> tuple[str, bool]:
+        """The blank in front of an answer in words, and whether it begins a text."""
         target = self.task.template.target
-        ids = self._tokenizer.encode_data(target.blank + text, opens=target is self._opening)
-        if self._tokenizer.end is not None:
-            ids = [*ids, self._tokenizer.end]
-        if not ids:
-            raise DataError(f"the answer {self.task.target!r} is empty", where=where)
-        return tuple(ids), None
+        assert target is not None, "a task that is answered in words says where"
+        if self._kind == "encoder-decoder":  # a text of its own
+            return "", True
+        return target.blank, target is self._opening
+
+    def _answer(self, row: Mapping[str, Any], where: str | None, inside: Encoded | None) -> Answer:
+        task = self.task
+        match task.kind:
+            case "generation":
+                return answers.in_words(task, row, where, self._tokenizer, *self._answer_place())
+            case "classification":
+                assert self.verbalizer is not None
+                return answers.by_word(task, row, where, self.verbalizer)
+            case "multi-label":
+                return answers.some_labels(task, row, where)
+            case "sequence-classification":
+                return answers.one_label(task, row, where)
+            case "feature-extraction":
+                return answers.in_common(task, row, where)
+        assert inside is not None, "a task that is answered inside a field has one"
+        return (answers.of_words if task.kind == "token-classification" else answers.of_span)(task, row, where, inside)
+
+    def _reads(
+        self,
+        tokens: Sequence[int],
+        begins: Sequence[int],
+        inside: Encoded | None,
+        at: int,
+        size: int,
+        where: str | None,
+    ) -> tuple[tuple[int, ...] | None, tuple[tuple[int, int], ...]]:
+        """Where the model's output is read, and which parts of the field's text these positions stand for."""
+        task, last = self.task, len(tokens) - 1
+        if task.kind in OF_TOKENS:
+            assert inside is not None, "a task that is answered inside a field has one"
+            units: Spans = inside.words if inside.words is not None else [(i, i + 1) for i in range(size)]
+            # A decoder has seen a word at its last token; an encoder's first one is as good as any.
+            places = [b - 1 if self._kind == "decoder" else a for a, b in units if a < b <= size]
+            if not places:
+                raise DataError(
+                    f"nothing of field {task.field!r} is left to answer in", where=where, instead="Give it some text."
+                )
+            spans = () if inside.spans is None else tuple(inside.spans[:size])
+            return tuple(at + i for i in places), spans
+        if isinstance(task.template.target, Mask):
+            return (begins[self._mask_piece],), ()
+        if task.kind in SPOKEN or (task.kind == "sequence-classification" and self._kind == "encoder-decoder"):
+            return None, ()
+        if self._kind == "decoder":
+            return (last,), ()
+        if task.kind == "sequence-classification" and self._tokenizer.start:
+            return (begins[self._start_piece],), ()
+        real = tuple(i for i, token in enumerate(tokens) if token >= 0)
+        return (real[:1] if task.kind == "sequence-classification" else real) or (last,), ()
 
     def _answer_room(self, target: Sequence[int], room_for: int = 1) -> int:
         """Positions kept free for the answer; the same for every label, so that what is cut gives none away."""
+        if self._kind != "decoder" or self.task.kind not in SPOKEN:
+            return 0
         if self.verbalizer is None:
             return len(target) or room_for
         return 1 if self.verbalizer.by_first_token else max(map(len, self.verbalizer.words))
@@ -180,33 +313,3 @@ class ExampleMaker:
                 instead="Shorten the template, its slots or the answer, or raise max_length if the model has more "
                 "positions.",
             )
-
-
-def _text(row: Mapping[str, Any], name: str, where: str | None) -> str:
-    if name not in row:
-        raise DataError(
-            f"field {name!r} is missing",
-            where=where,
-            instead=f"The row has {', '.join(map(repr, row)) or 'no field'}.",
-        )
-    value = row[name]
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise DataError(f"field {name!r} holds half a character (a lone surrogate)", where=where)
-        return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise DataError(f"field {name!r} is {type(value).__name__}, not text", where=where)
-    if value != value:
-        raise DataError(f"field {name!r} is {value}, as tables write what is missing", where=where)
-    return str(value)
-
-
-def _shares(lengths: list[int], room: int | None) -> list[int]:
-    """How much of each field is kept, so that they fill `room` together: the longest give first, down to one level."""
-    if room is None or sum(lengths) <= room:
-        return lengths
-    kept = [0] * len(lengths)
-    for rank, i in enumerate(order := sorted(range(len(lengths)), key=lengths.__getitem__)):
-        kept[i] = min(lengths[i], room // (len(order) - rank))
-        room -= kept[i]
-    return kept

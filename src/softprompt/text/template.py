@@ -1,21 +1,23 @@
 r"""Templates: hard text with holes, some of them learned.
 
     "{soft:20}Article: {text}\nTopic: {label}"
+    "{soft:3}{mask}{soft:3}{text}{soft:3}"
 
 `{soft}` / `{soft:N}` is a slot of learned vectors (N of them, or as many as the method has), `{name}` a field of the
-row (`{text}`, `{본문}`: any identifier), `{label}` the target, which comes last. `{bos}` is what the tokenizer puts
-before every text (a beginning-of-text token, say); without it that comes first of all. `{{` and `}}` are literal
-braces.
+row (`{text}`, `{본문}`: any identifier). Where the model answers stands `{label}`, last, or, for an encoder, `{mask}`,
+anywhere; a template for a trained head has neither. `{bos}` (or `{cls}`) is what the tokenizer puts before every text;
+without it that comes first of all. `{sep}` is what the tokenizer puts behind every text; encoders and encoder-decoders
+are given that at the end, too, unless it stands there already. `{{` and `}}` are literal braces.
 Whatever else stands there is hard text: an *anchor*.
 
-A blank before a field or the target belongs to what follows it (`"Topic: {label}"` asks for `" sports"`), because that
+A blank before a field or the answer belongs to what follows it (`"Topic: {label}"` asks for `" sports"`), because that
 is how byte-pair tokenizers write a word inside a line.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from softprompt.errors import TemplateError
@@ -50,17 +52,31 @@ class Field:
 
 @dataclass(frozen=True)
 class Start:
-    """What the tokenizer puts before every text."""
+    """What the tokenizer puts before every text; `name` is how the template writes it."""
+
+    name: str = field(default="bos", compare=False)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What the tokenizer puts behind every text."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be predicted; `blank` is the white space that goes in front of it."""
+    """Behind which the answer is written; `blank` is the white space that goes in front of it."""
 
     blank: str = ""
 
 
-Segment = Anchor | Slot | Field | Start | Target
+@dataclass(frozen=True)
+class Mask:
+    """In whose place an encoder reads its answer; `blank` is the white space that goes in front of it."""
+
+    blank: str = ""
+
+
+Segment = Anchor | Slot | Field | Start | Stop | Target | Mask
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,9 @@ class Template:
 
     SOFT: ClassVar[str] = "soft"
     LABEL: ClassVar[str] = "label"
-    BOS: ClassVar[str] = "bos"
+    MASK: ClassVar[str] = "mask"
+    STARTS: ClassVar[tuple[str, ...]] = ("bos", "cls")
+    STOP: ClassVar[str] = "sep"
 
     source: str
     segments: tuple[Segment, ...]
@@ -84,8 +102,8 @@ class Template:
         """Read a template.
 
         Raises:
-            TemplateError: an unbalanced brace, a hole that is no name, a slot of no length, no or two `{label}`, or
-                something behind it.
+            TemplateError: an unbalanced brace, a hole that is no name, a slot of no length, two places to answer, or
+                something behind `{label}`.
         """
         segments: list[Segment] = []
         text = ""
@@ -99,10 +117,9 @@ class Template:
             if match.group(1) is None:
                 raise _stray(source, match.start())
             hole = _hole(match.group(1), source)
-            if isinstance(hole, (Field, Target)):
+            if isinstance(hole, (Field, Target, Mask)):
                 bare = text.rstrip(" ")
-                hole = Field(hole.name, text[len(bare) :]) if isinstance(hole, Field) else Target(text[len(bare) :])
-                text = bare
+                hole, text = replace(hole, blank=text[len(bare) :]), bare
             if text:
                 segments.append(Anchor(text))
             segments.append(hole)
@@ -115,30 +132,27 @@ class Template:
         return template
 
     def _check(self) -> None:
+        where = f"template {self.source!r}"
         if self.segments.count(Start()) > 1:
+            raise TemplateError("{bos} stands in it more than once", where=where, instead="Once is enough.")
+        answers = [i for i, s in enumerate(self.segments) if isinstance(s, (Target, Mask))]
+        if len(answers) > 1:
             raise TemplateError(
-                "{bos} stands in it more than once",
-                where=f"template {self.source!r}",
-                instead="Once is enough.",
+                f"{{label}} or {{mask}} stands in it {len(answers)} times",
+                where=where,
+                instead="One of them must stand in it, once: that is where the model answers.",
             )
-        targets = [i for i, s in enumerate(self.segments) if isinstance(s, Target)]
-        if len(targets) != 1:
-            raise TemplateError(
-                f"{{label}} stands in it {len(targets)} times",
-                where=f"template {self.source!r}",
-                instead="It must stand in it once, at the end: that is where the model answers.",
-            )
-        if targets[0] != len(self.segments) - 1:
+        if any(isinstance(s, Target) for s in self.segments[:-1]):
             raise TemplateError(
                 "something stands behind {label}",
-                where=f"template {self.source!r}",
-                instead="A decoder answers at the end: put {label} last.",
+                where=where,
+                instead="The answer is written at the end: put {label} last.",
             )
-        if len(self.segments) == 1:
+        if all(isinstance(s, (Target, Mask, Start, Stop)) for s in self.segments):
             raise TemplateError(
-                "there is nothing before {label}",
-                where=f"template {self.source!r}",
-                instead="Put a field, a {soft} slot or some text before it.",
+                "there is nothing before {label}" if answers else "there is nothing in it",
+                where=where,
+                instead="Put a field, a {soft} slot or some text into it.",
             )
 
     @property
@@ -151,10 +165,9 @@ class Template:
         return tuple(s for s in self.segments if isinstance(s, Slot))
 
     @property
-    def target(self) -> Target:
-        last = self.segments[-1]
-        assert isinstance(last, Target), "checked when it was read"
-        return last
+    def target(self) -> Target | Mask | None:
+        """Where the model answers; None where a trained head does."""
+        return next((s for s in self.segments if isinstance(s, (Target, Mask))), None)
 
     @property
     def opening(self) -> Segment:
@@ -189,10 +202,14 @@ def _written(segment: Segment) -> str:
             return "{soft}" if tokens is None else f"{{soft:{tokens}}}"
         case Field(name, blank):
             return f"{blank}{{{name}}}"
-        case Start():
-            return "{bos}"
+        case Start(name):
+            return f"{{{name}}}"
+        case Stop():
+            return "{sep}"
         case Target(blank):
             return f"{blank}{{label}}"
+        case Mask(blank):
+            return f"{blank}{{mask}}"
 
 
 def _stray(source: str, start: int) -> TemplateError:
@@ -207,7 +224,7 @@ def _stray(source: str, start: int) -> TemplateError:
     return TemplateError(what, where=f"template {source!r}", instead=instead)
 
 
-def _hole(content: str, source: str) -> Slot | Field | Start | Target:
+def _hole(content: str, source: str) -> Segment:
     name, colon, argument = content.partition(":")
     if name == Template.SOFT:
         if colon and not _LENGTH.fullmatch(argument):
@@ -223,6 +240,7 @@ def _hole(content: str, source: str) -> Slot | Field | Start | Target:
             where=f"template {source!r}",
             instead="Write {soft:N}, {name} or {label}; {{ and }} for literal braces.",
         )
-    if content == Template.BOS:
-        return Start()
-    return Target() if content == Template.LABEL else Field(content)
+    if content in Template.STARTS:
+        return Start(content)
+    named: dict[str, Segment] = {Template.STOP: Stop(), Template.LABEL: Target(), Template.MASK: Mask()}
+    return named.get(content, Field(content))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from softprompt.errors import LabelError
 from softprompt.text.task import Task
+from softprompt.text.template import Mask
 from softprompt.text.tokens import PieceTokenizer
 
 
@@ -16,28 +17,61 @@ class Verbalizer:
     Attributes:
         labels: `[C]` label values.
         words: `[C]` token ids of each label word.
+        none: token ids of the word for no label, of a multi-label task; else empty.
         by_first_token: whether the first tokens differ.
     """
 
-    def __init__(self, task: Task, tokenizer: PieceTokenizer) -> None:
+    def __init__(self, task: Task, tokenizer: PieceTokenizer, *, answer_opens: bool = False) -> None:
         """
+        Args:
+            task: one that is answered by label words.
+            tokenizer: of the model.
+            answer_opens: whether the answer begins a text of its own.
+
         Raises:
-            LabelError: two words have the same tokens, or one is the beginning of another.
+            LabelError: two words have the same tokens, or one is the beginning of another; or one has several tokens
+                where a single one is asked for.
         """
         self.labels = task.labels
         target = task.template.target
-        opens = task.template.opening is target
-        self.words = tuple(tuple(tokenizer.encode(target.blank + word, opens=opens)) for word in task.words)
-        for i, a in enumerate(self.words):
-            for j, b in enumerate(self.words):
+        assert target is not None, "a task that is answered in words says where"
+        opens, blank = answer_opens or task.template.opening is target, "" if answer_opens else target.blank
+
+        def encode(word: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(blank + word, opens=opens))
+
+        self.words = tuple(encode(word) for word in task.words)
+        self.none = encode(task.none) if task.kind == "multi-label" else ()
+        asked = [*zip(task.words, self.words, task.labels, strict=True)]
+        if self.none:
+            asked.append((task.none, self.none, "none"))
+        for i, (word, a, label) in enumerate(asked):
+            for j, (other, b, another) in enumerate(asked):
                 if i != j and b[: len(a)] == a:
                     how = "have the same tokens" if a == b else "cannot be told apart: one begins the other"
                     raise LabelError(
-                        f"label words {task.words[i]!r} and {task.words[j]!r} {how}",
-                        where=f"labels {self.labels[i]!r} and {self.labels[j]!r}",
+                        f"label words {word!r} and {other!r} {how}",
+                        where=f"labels {label!r} and {another!r}",
                         instead='Give other words: labels={"label": "word", ...}.',
                     )
-        self.by_first_token = len({word[0] for word in self.words}) == len(self.words)
+        self.by_first_token = len({word[0] for _, word, _ in asked}) == len(asked)
+        self._check_length(asked, isinstance(target, Mask))
+
+    def _check_length(self, asked: list[tuple[str, tuple[int, ...], str]], masked: bool) -> None:
+        """One {mask} is one token; and of several labels each must be told by one, for they are not alternatives."""
+        if self.none and not self.by_first_token:
+            raise LabelError(
+                "two label words (or the word for none) begin with the same token",
+                where="labels",
+                instead='Give other words: labels={"label": "word", ...}.',
+            )
+        for word, tokens, label in asked if masked else ():
+            if len(tokens) > 1:
+                raise LabelError(
+                    f"label word {word!r} is {len(tokens)} tokens, and {{mask}} is filled by one",
+                    where=f"label {label!r}",
+                    instead='Give a word of one token: labels={"label": "word", ...}.',
+                )
 
     def index(self, label: object, where: str | None = None) -> int:
         """Position of a label value.
@@ -45,11 +79,20 @@ class Verbalizer:
         Raises:
             LabelError: it is not one of the task's.
         """
-        try:
-            return self.labels.index(str(label))
-        except ValueError:
-            raise LabelError(
-                f"unknown label {str(label)[:80]!r}",
-                where=where,
-                instead=f"The task's labels are {', '.join(self.labels)}.",
-            ) from None
+        return label_index(self.labels, label, where)
+
+
+def label_index(labels: tuple[str, ...], label: object, where: str | None = None) -> int:
+    """Position of a label value among a task's.
+
+    Raises:
+        LabelError: it is not one of them.
+    """
+    try:
+        return labels.index(str(label))
+    except ValueError:
+        raise LabelError(
+            f"unknown label {str(label)[:80]!r}",
+            where=where,
+            instead=f"The task's labels are {', '.join(labels)}.",
+        ) from None

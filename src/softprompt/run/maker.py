@@ -1,0 +1,27 @@
+"""Examples of a task for a backbone."""
+
+from __future__ import annotations
+
+from softprompt.backbone.backbone import Backbone
+from softprompt.errors import SourceError
+from softprompt.text.examples import ExampleMaker
+from softprompt.text.task import SPOKEN, Task
+
+
+def example_maker(backbone: Backbone, task: Task) -> ExampleMaker:
+    """What makes examples of a task for a backbone.
+
+    Raises:
+        TemplateError: a model of this kind does not answer where the template says.
+        SourceError: the task is answered in words, and the model has no language modelling head.
+        LabelError, LengthError: as `ExampleMaker`.
+    """
+    maker = ExampleMaker(task, backbone.tokenizer, backbone.positions, backbone.kind)
+    if task.kind in SPOKEN and not backbone.speaks:
+        raise SourceError(
+            f"it has no language modelling head, so it cannot answer a {task.kind} in words",
+            where=backbone.name,
+            instead="Use a task with a trained head (sequence-classification, token-classification, "
+            "question-answering) or feature-extraction.",
+        )
+    return maker
