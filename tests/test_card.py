@@ -46,10 +46,10 @@ def test_only_a_model_of_the_hub_is_linked(name, linked):
     assert ('base_model: "org/model"' in front_matter) == linked
 
 
-@pytest.mark.parametrize(("task", "verb"), [(TOPICS, "classify"), (WRITING, "generate")])
-def test_the_code_shown_is_code(task, verb):
+@pytest.mark.parametrize(("task", "option"), [(TOPICS, ""), (WRITING, ", max_new_tokens=32")])
+def test_the_code_shown_is_code(task, option):
     block = re.search(r"```python\n(.*?)```", written(task), re.DOTALL)[1]
-    assert f"engine.{verb}(" in block
+    assert f'engine.answer([("topic", {{"text": "..."}})]{option})' in block.replace("'", '"')
     compile(block, "card", "exec")
 
 

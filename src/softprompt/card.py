@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from softprompt.text.task import SPOKEN
 from softprompt.text.template import Slot
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ def card(saved: SavedPrompt, name: str) -> str:
         _front_matter(saved),
         f"# {_escaped(name)}",
         _about(saved),
-        "## Template\n\nA `{soft:N}` is N learned vectors, a `{name}` a field of the row, `{label}` the answer.\n\n"
-        + _block(saved.task.template.source),
+        "## Template\n\nA `{soft:N}` is N learned vectors, a `{name}` a field of the row, `{label}` (or `{mask}`) the "
+        "answer.\n\n" + _block(saved.task.template.source),
         _labels(saved),
         _metrics(saved),
         _training(saved),
@@ -56,8 +57,9 @@ def _about(saved: SavedPrompt) -> str:
             f"- method: {_code(saved.method.NAME)}",
             f"- learned: {saved.values.describe()}{places}",
             f"- size: {saved.nbytes:,} bytes",
-            f"- task: {'classification' if saved.task.classifies else 'generation'}, answer in the field "
-            f"{_code(saved.task.target)}",
+            f"- task: {saved.task.kind}, answer in the field {_code(saved.task.target)}"
+            + (f", read inside {_code(saved.task.field)}" if saved.task.field else ""),
+            *([] if saved.head is None else [f"- head: a linear layer, {list(saved.head.weight.shape)}"]),
             f"- model: fingerprint {_code(saved.backbone_fingerprint)}, trained in {_code(saved.dtype)}",
             f"- tokenizer: fingerprint {_code(saved.tokenizer_fingerprint)}",
         ]
@@ -65,8 +67,10 @@ def _about(saved: SavedPrompt) -> str:
 
 
 def _labels(saved: SavedPrompt) -> str:
-    if not saved.task.classifies:
+    if not saved.task.labels:
         return ""
+    if saved.task.kind not in SPOKEN:
+        return "## Labels\n\n" + ", ".join(map(_code, saved.task.labels))
     rows = [(_cell(label), _cell(word)) for label, word in zip(saved.task.labels, saved.task.words, strict=True)]
     return "## Labels\n\n" + _table(("label", "word the model answers with"), rows)
 
@@ -88,7 +92,7 @@ def _training(saved: SavedPrompt) -> str:
 def _use(saved: SavedPrompt, name: str) -> str:
     fields = saved.task.template.fields
     row = "{" + ", ".join(f'"{field}": "..."' for field in fields) + "}"
-    verb, options = ("classify", "") if saved.task.classifies else ("generate", ", max_new_tokens=32")
+    options = ", max_new_tokens=32" if saved.task.kind == "generation" else ""
     arguments = '--text "..."' if fields == ("text",) else " ".join(f'{field}="..."' for field in fields)
     python = "\n".join(
         [
@@ -96,7 +100,7 @@ def _use(saved: SavedPrompt, name: str) -> str:
             "",
             f"engine = Engine(Backbone.load({saved.backbone_name!r}))",
             f"engine.add({name!r}, {name!r})  # its name, its folder",
-            f"engine.{verb}([({name!r}, {row})]{options})",
+            f"engine.answer([({name!r}, {row})]{options})",
         ]
     )
     shell = f"softprompt predict {shlex.quote(name)} {arguments}".rstrip()

@@ -103,8 +103,7 @@ def test_a_name_that_cannot_be_looked_up_is_refused_too(name):
 @pytest.mark.parametrize("name", ["no-such-model", "x" * 300 + "/model", "nobody/no-such-model"])
 def test_what_is_advised_can_be_used(name):
     advice = refusal(name).instead
-    assert "smollm2" in advice
-    assert "minilm" not in advice
+    assert "smollm2 or minilm" in advice
 
 
 # Weight packages

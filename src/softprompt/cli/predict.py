@@ -22,6 +22,7 @@ from softprompt.cli.common import (
 from softprompt.errors import SettingsError
 
 if TYPE_CHECKING:
+    from softprompt.answer.answers import Answer
     from softprompt.answer.engine import Engine
 
 # What `str.splitlines`, and with it many a reader, takes for the end of a line.
@@ -48,6 +49,8 @@ def predict(
 
     A row's answer is printed on a line of its own; with --json as an object with probabilities.
     """
+    from dataclasses import asdict
+
     from softprompt import artifact
     from softprompt.answer.engine import Engine
 
@@ -56,15 +59,13 @@ def predict(
     engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0
-    for answer in _answers(engine, prompt.task.classifies, rows, max_new_tokens, not quiet and data is not None):
-        cut += answer["cut"] > 0
+    for answer in _answers(engine, rows, max_new_tokens, not quiet and data is not None):
+        cut += answer.cut > 0
         if as_json:
-            show_json(answer)
-        elif "label" in answer and data is None:
-            typer.echo(f"{answer['label']} ({answer['probabilities'][answer['label']]:.1%})")
+            show_json(asdict(answer))
         else:
             # One line a row, so that answers line up with the rows of the file.
-            shown = answer.get("label", answer.get("text", ""))
+            shown = _shown(answer, alone=data is None)
             typer.echo(shown if data is None else _one_line(shown))
     if cut and not as_json:
         typer.echo(f"{cut} of {len(rows)} rows were too long; their fields were shortened.", err=True)
@@ -96,10 +97,8 @@ def _rows(fields: Sequence[str] | None, text: str | None, data: str | None) -> S
 
 
 def _answers(
-    engine: Engine, classifies: bool, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, progress: bool
-) -> Iterator[dict[str, Any]]:
-    from dataclasses import asdict
-
+    engine: Engine, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, progress: bool
+) -> Iterator[Answer]:
     from softprompt.learn.progress import bar
 
     # Many rows a call, so that the engine can put rows of like length together; not all, so that answers flow.
@@ -107,8 +106,24 @@ def _answers(
     with bar("Answering", len(rows), "row", show=progress, leave=False) as answering:
         for start in range(0, len(rows), portion):
             requests = [("prompt", row) for row in rows[start : start + portion]]
-            answers: Sequence[Any] = (
-                engine.classify(requests) if classifies else engine.generate(requests, max_new_tokens=max_new_tokens)
-            )
+            answers = engine.answer(requests, max_new_tokens=max_new_tokens)
             answering.update(len(requests))
-            yield from map(asdict, answers)
+            yield from answers
+
+
+def _shown(answer: Answer, *, alone: bool) -> str:
+    """An answer for people; one that stands alone with its probability."""
+    from softprompt.answer.answers import Classification, Embedding, Labelling, Span, Tagging
+
+    match answer:
+        case Classification(label, probabilities):
+            return f"{label} ({probabilities[label]:.1%})" if alone else label
+        case Labelling(labels, probabilities):
+            return ", ".join(f"{label} ({probabilities[label]:.1%})" if alone else label for label in labels)
+        case Tagging(labels):
+            return " ".join("-" if label is None else label for label in labels)
+        case Span(text, _, _, probability):
+            return f"{text} ({probability:.1%})" if alone else text
+        case Embedding(vector):
+            return " ".join(f"{number:.6g}" for number in vector)
+    return answer.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -22,13 +22,28 @@ def train(
     data: Annotated[str, _option("Rows to learn from: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.", _TASK)],
     template: Annotated[
         str,
-        _option("Text with {soft} or {soft:N}, {field} and, last, {label}. \\n is a line break.", _TASK),
+        _option(
+            "Text with {soft} or {soft:N}, {field} and, last, {label} ({mask} for encoders). \\n is a line end.", _TASK
+        ),
     ],
     out: Annotated[Path, _option("The folder to save the prompt to.", _TASK)],
     labels: Annotated[
         str | None,
         _option("a,b,c or a=word,b=word. Without labels the answer is generated.", _TASK),
     ] = None,
+    kind: Annotated[
+        str | None,
+        _option(
+            "generation, classification, multi-label (words); sequence-classification, token-classification, "
+            "question-answering (a trained head); feature-extraction (vectors).",
+            _TASK,
+            default="classification with labels, else generation",
+        ),
+    ] = None,
+    field: Annotated[
+        str | None, _option("The field inside which words are labelled or answers found.", _TASK, default="the last")
+    ] = None,
+    none: Annotated[str, _option("The word for no label, of multi-label.", _TASK, default="none")] = "none",
     eval_data: Annotated[str | None, _option("Rows to measure on; the best evaluation is kept.", _TASK)] = None,
     target: Annotated[str, _option("The field that holds the answer.", _TASK, default="label")] = "label",
     max_length: Annotated[
@@ -105,7 +120,15 @@ def train(
 
     # Whatever can be refused is refused before the model is loaded.
     chosen = method_named(method, _settings(setting) | _given(tokens=tokens, init=init, text=init_text))
-    task = Task(template.replace("\\n", "\n"), _labels(labels), target=target, max_length=max_length)
+    task = Task(
+        template.replace("\\n", "\n"),
+        _labels(labels),
+        kind=cast(Any, kind),
+        none=none,
+        target=target,
+        field=field,
+        max_length=max_length,
+    )
     settings = Settings(
         **_given(
             steps=steps,
