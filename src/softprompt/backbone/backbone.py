@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from softprompt.backbone import loading, recompute, trials
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
+from softprompt.backbone.compilation import compile_layers
 from softprompt.backbone.context import Context, Stretch
 from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint
 from softprompt.backbone.outputs import Outputs, bodies, gathering
@@ -46,7 +47,7 @@ class Backbone:
         model: a transformers model; with a language modelling head, unless it is an encoder.
         tokenizer: its tokenizer.
         name: what messages call it.
-        gradient_checkpointing: as in `load`.
+        gradient_checkpointing, compile: as in `load`.
         fingerprint: where it is known; else it is taken from the weights as they are.
 
     Raises:
@@ -61,6 +62,7 @@ class Backbone:
         name: str = "",
         *,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         fingerprint: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name or model.config.name_or_path
@@ -78,9 +80,13 @@ class Backbone:
             self.kind = "encoder"
         self._check()
         trials.check_padding(self)
+        if getattr(model, "is_quantized", False):
+            trials.check_gradient(self)
         self.fingerprint = fingerprint or model_fingerprint(model)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self.kind == "decoder" and trials.lowers(self)
+        if compile:
+            compile_layers(model)
         if self.kind == "decoder" and not self.lowers:
             _LOG.warning(
                 "%s (%s): its attention cannot read what is computed once for many rows; prompts are computed in "
@@ -97,6 +103,8 @@ class Backbone:
         dtype: str = "float32",
         device: str | None = None,
         gradient_checkpointing: bool = False,
+        quantization: str | None = None,
+        compile: bool = False,
     ) -> Self:
         """Load a model from a folder, an installed weight package (`smollm2`, `minilm`) or the Hub (`owner/name`).
 
@@ -107,14 +115,24 @@ class Backbone:
             dtype: "float32", "bfloat16" (faster, answers differ in near-ties) or "float16".
             device: "cpu", "cuda", ...; by default a GPU where there is one.
             gradient_checkpointing: recompute layers in the backward pass instead of keeping them.
+            quantization: keep the weights in fewer bits: "int8" (with torchao) or "nf4" (with bitsandbytes).
+            compile: have torch compile the layers when they are first run; slow to begin with.
 
         Raises:
             SourceError: nothing is found under that name, its weights are damaged or incomplete, or it is no language
                 model.
-            SettingsError: unknown dtype or device, or gradient checkpointing of a model that has none.
+            SettingsError: unknown dtype, device or quantization, one whose library is not installed, or gradient
+                checkpointing or compilation of a model that has no layers for it.
         """
-        model, tokenizer, fingerprint = loading.load(name, dtype, device)
-        return cls(model, tokenizer, name, gradient_checkpointing=gradient_checkpointing, fingerprint=fingerprint)
+        model, tokenizer, fingerprint = loading.load(name, dtype, device, quantization)
+        return cls(
+            model,
+            tokenizer,
+            name,
+            gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
+            fingerprint=fingerprint,
+        )
 
     def _check(self) -> None:
         where = f"{self.name} ({type(self.model).__name__})"

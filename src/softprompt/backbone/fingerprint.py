@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What a config says that the weights do not, by every name architectures give it; the first that is set counts.
@@ -51,11 +53,17 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     """
     digest = hashlib.sha256(json.dumps(settings(model.config), sort_keys=True).encode())
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
+        flat = _dense(parameter.detach()).flatten()
         step = max(1, flat.numel() // 256)
         sample = flat[::step][:256].to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes()
         digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
     return digest.hexdigest()[:32]
+
+
+def _dense(weight: Any) -> Tensor:
+    """Weights that are kept quantised, as numbers."""
+    kept = is_traceable_wrapper_subclass(weight)
+    return Tensor.dequantize(weight) if kept else weight
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,24 +25,30 @@ from transformers.models.auto.modeling_auto import (
 
 from softprompt.backbone import sources
 from softprompt.backbone.fingerprint import model_fingerprint
+from softprompt.backbone.quantization import config_for
 from softprompt.errors import SettingsError, SourceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load(name: str, dtype: str, device: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
+def load(
+    name: str, dtype: str, device: str | None, quantization: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str | None]:
     """Model, tokenizer and, where the loaded weights no longer tell it, the fingerprint; see `Backbone.load`."""
     if dtype not in DTYPES:
         raise SettingsError(f"dtype {dtype!r} is unknown", instead=f"Use one of {', '.join(DTYPES)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
+    quantized = config_for(quantization, DTYPES[dtype])
     source = sources.resolve(name)
-    # Weights rounded to float16 have lost what the fingerprint is taken from. One model at a time is in memory.
-    fingerprint = model_fingerprint(_pretrained(source, torch.bfloat16)) if dtype == "float16" else None
-    model = _pretrained(source, DTYPES[dtype])
+    # Weights rounded to float16, or to fewer bits, have lost what the fingerprint is taken from. One model at a time
+    # is in memory.
+    lossy = dtype == "float16" or quantized
+    fingerprint = model_fingerprint(_pretrained(source, torch.bfloat16)) if lossy else None
+    model = _pretrained(source, DTYPES[dtype], **quantized, **({"device_map": device} if quantized else {}))
     with _refusing(name):
         tokenizer = AutoTokenizer.from_pretrained(source.folder, revision=source.revision)
-    return model.to(device), tokenizer, fingerprint
+    return model if quantized else model.to(device), tokenizer, fingerprint
 
 
 def _check_device(device: str) -> None:
@@ -56,7 +62,7 @@ def _check_device(device: str) -> None:
         ) from cause
 
 
-def _pretrained(source: sources.Source, dtype: torch.dtype) -> PreTrainedModel:
+def _pretrained(source: sources.Source, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """
     Raises:
         SourceError: it cannot be read, or its files lack weights.
@@ -64,11 +70,11 @@ def _pretrained(source: sources.Source, dtype: torch.dtype) -> PreTrainedModel:
     with _refusing(source.name):
         config = AutoConfig.from_pretrained(source.folder, revision=source.revision)
         made_for = _class_for(config)
-        model, missing = _read(made_for, source, dtype)
+        model, missing = _read(made_for, source, dtype, **options)
         inside = f"{model.base_model_prefix}."
         if made_for is AutoModelForMaskedLM and missing and not any(name.startswith(inside) for name in missing):
             # An encoder without its language modelling head (an embedding model, say) still encodes.
-            model, missing = _read(AutoModel, source, dtype)
+            model, missing = _read(AutoModel, source, dtype, **options)
             # The pooler's output is never read.
             missing = [name for name in missing if not name.startswith("pooler.")]
     if missing:
@@ -95,9 +101,11 @@ def may_be_encoder(config: Any) -> bool:
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def _read(made_for: Any, source: sources.Source, dtype: torch.dtype) -> tuple[PreTrainedModel, list[str]]:
+def _read(
+    made_for: Any, source: sources.Source, dtype: torch.dtype, **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
     model, found = made_for.from_pretrained(
-        source.folder, dtype=dtype, revision=source.revision, output_loading_info=True
+        source.folder, dtype=dtype, revision=source.revision, output_loading_info=True, **options
     )
     return model, sorted(found["missing_keys"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,26 @@ def check_padding(backbone: Backbone) -> None:
             "it answers differently when its row is padded, so rows cannot share a batch",
             where=f"{backbone.name} ({type(backbone.model).__name__})",
             instead="Use a model that heeds its attention mask, such as smollm2.",
+        )
+
+
+@torch.enable_grad()
+def check_gradient(backbone: Backbone) -> None:
+    """
+    Raises:
+        SourceError: no gradient comes through it: some kernels for quantised weights give none, and say nothing.
+    """
+    inputs = backbone.embed(_rows(backbone)[0][None]).detach().requires_grad_()
+    mask = torch.ones(1, _LENGTH, dtype=torch.bool, device=backbone.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The last state alone: what it owes to the others has come through attention, not along the residual stream.
+        backbone.outputs(inputs, mask, head=False).states[:, -1].float().square().sum().backward()
+    if inputs.grad is None or not bool((inputs.grad.abs().sum(dim=-1) > 0).all()):
+        raise SourceError(
+            "no gradient comes through its weights, so nothing could be learned before it",
+            where=f"{backbone.name} ({type(backbone.model).__name__})",
+            instead="Quantize it another way, or load it as it is.",
         )
 
 

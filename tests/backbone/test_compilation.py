@@ -1,0 +1,34 @@
+"""Backbones whose layers are compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import reference
+import tiny
+from reference import assert_close
+from softprompt.backbone.backbone import Backbone
+from softprompt.errors import SettingsError
+
+
+# torch's compiler uses what torch itself calls deprecated.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_layers_compute_the_same(family="llama"):
+    inputs = reference.backbone(family).embed(torch.arange(3, 10)[None])
+    mask = torch.ones(1, 7, dtype=torch.bool)
+    found = []
+    for backbone in (reference.backbone(family), tiny.backbone(family, compile=True)):
+        leaf = inputs.clone().requires_grad_()
+        logits = backbone.logits(leaf, mask, keep=2)
+        logits.square().sum().backward()
+        found.append((logits, leaf.grad))
+    assert_close(found[1][0], found[0][0])
+    assert_close(found[1][1], found[0][1])
+
+
+def test_a_model_whose_layers_cannot_be_told_is_refused():
+    model = tiny.model("mamba")
+    model.backbone.layers = torch.nn.ModuleList()
+    with pytest.raises(SettingsError, match="compile=False"):
+        Backbone(model, tiny.tokenizer(), compile=True)
