@@ -30,10 +30,12 @@ from softprompt.learn.order import Shuffled
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
-from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
+from softprompt.learn.worked import worked_before, worked_examples
+from softprompt.prompts.method import Host, Method, Parametrization, check_backbone, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
+from softprompt.text.worked import WorkedExamples
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,16 @@ def train(
         raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
     if output is not None:
         artifact.check_output(output, overwrite=overwrite)
-    run = _Run(backbone, task, method, settings, progress, callbacks)
-    if start is not None:
-        run.begin_from(start)
+    check_backbone(method, backbone.kind, backbone.name)
+    if start is None:
+        worked = worked_examples(backbone, task, method, train_rows, settings.seed)
+        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
+    else:
+        where = "start" if isinstance(start, SavedPrompt) else str(start)
+        saved = _begun(start, backbone, method, where)
+        worked = worked_before(saved, task, method, where)
+        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
+        run.begin_from(saved, where)
     data = run.maker.all(train_rows)
     held_out = run.maker.all(eval_rows) if eval_rows else []
     if output is None:
@@ -153,15 +162,17 @@ class _Run:
         settings: Settings,
         progress: bool,
         callbacks: Sequence[TrainerCallback],
+        worked: WorkedExamples | None,
     ) -> None:
         self.backbone, self.method, self.settings = backbone, method, settings
         self.progress, self.callbacks = progress, callbacks
-        self.task = resolve_task(task, method)
+        self.worked = worked
+        self.task = resolve_task(task, method, worked)
         self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
         self.forward = Forward(backbone, budget=settings.cache_bytes)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE
         self.parametrization = method.build(
-            self.maker.virtual, _host(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
+            self.maker.virtual, _host(backbone, self.maker, worked), torch.Generator().manual_seed(settings.seed)
         ).to(backbone.device)
         self._note_start()
         self._trainer: LearnerTrainer | None = None
@@ -220,23 +231,13 @@ class _Run:
         )
         return Result(prompt, metrics, None, history)
 
-    def begin_from(self, start: str | Path | SavedPrompt) -> None:
-        """Take the parameters of a saved prompt for the start.
+    def begin_from(self, saved: SavedPrompt, where: str) -> None:
+        """Take the parameters of a saved prompt for the start; `where` is how an error calls it.
 
         Raises:
-            SettingsError: it is of another method, or of another shape, or its parameters were not saved.
-            ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+            SettingsError: they are of another shape.
         """
-        saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
-        where = "start" if isinstance(start, SavedPrompt) else str(start)
-        saved.check(self.backbone, where)
-        if saved.method.NAME != self.method.NAME or saved.state is None:
-            raise SettingsError(
-                f"it is a {saved.method.NAME} prompt"
-                + (", not " + self.method.NAME if saved.state is not None else " without its parameters"),
-                where=where,
-                instead=f"Give a {self.method.NAME} prompt with its training.safetensors.",
-            )
+        assert saved.state is not None, "looked for when it was read"
         own = {name: list(t.shape) for name, t in self.parametrization.state_dict().items()}
         theirs = {name: list(t.shape) for name, t in saved.state.parameters.items()}
         if own != theirs:
@@ -246,11 +247,19 @@ class _Run:
                 instead="Give the settings and the slots' lengths that it was trained with.",
             )
         self.parametrization.load_state_dict(dict(saved.state.parameters))
+        # What was learned under other settings may lie outside the bounds of these.
+        self.parametrization.after_step()
         self._note_start()
 
     def _note_start(self) -> None:
         # A copy: what `tensors` gives may share memory with the parameters.
         self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
+
+    def _facts_of_worked(self) -> dict[str, Any]:
+        """Which rows, counted from 1, the worked examples are, and how many tokens; None for rows of another run."""
+        if self.worked is None:
+            return {}
+        return {"worked_rows": self.worked.rows and list(self.worked.rows), "worked_tokens": len(self.worked)}
 
     def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
         """Save the last good parameters beside the output, and say where."""
@@ -320,7 +329,7 @@ class _Run:
             backbone_fingerprint=self.backbone.fingerprint,
             tokenizer_fingerprint=self.backbone.tokenizer_fingerprint,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
-            training=facts,
+            training={**facts, **self._facts_of_worked()},
             metrics=metrics,
             state=TrainingState(
                 {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, self.start
@@ -330,7 +339,26 @@ class _Run:
         )
 
 
-def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
+def _begun(start: str | Path | SavedPrompt, backbone: Backbone, method: Method, where: str) -> SavedPrompt:
+    """The prompt that a run begins from; `where` is how an error calls it.
+
+    Raises:
+        SettingsError: it is of another method, or its parameters were not saved.
+        ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+    """
+    saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
+    saved.check(backbone, where)
+    if saved.method.NAME != method.NAME or saved.state is None:
+        raise SettingsError(
+            f"it is a {saved.method.NAME} prompt"
+            + (", not " + method.NAME if saved.state is not None else " without its parameters"),
+            where=where,
+            instead=f"Give a {method.NAME} prompt with its training.safetensors.",
+        )
+    return saved
+
+
+def _host(backbone: Backbone, maker: ExampleMaker, worked: WorkedExamples | None) -> Host:
     tokenizer = backbone.tokenizer
     return Host(
         size=backbone.vocabulary_size,
@@ -343,6 +371,7 @@ def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
         labels=maker.verbalizer.words if maker.verbalizer else (),
         sites=backbone.site_shapes,
         attend=backbone.attended if backbone.sites else None,
+        worked=worked,
     )
 
 

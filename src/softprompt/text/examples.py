@@ -106,15 +106,40 @@ class ExampleMaker:
             LabelError: the answer is none of the labels.
             LengthError: the row cannot fit even with its fields cut to nothing.
         """
-        where = where or getattr(row, "where", None)
-        if not isinstance(row, Mapping):
-            raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
+        where = _named(row, where)
         target, label = self._answer(row, where) if answered else ((), None)
         room = None
         if self.limit is not None:
             answer = self._answer_room(target, room_for)
             self._check_limit(answer, where)
             room = self.limit - self._fixed - answer
+        pieces, cut = self.fill(row, room, where=where)
+        tokens: list[int] = []
+        field_at: int | None = None
+        for is_field, piece in pieces:
+            if is_field and field_at is None:
+                field_at = len(tokens)
+            tokens.extend(piece)
+        if not tokens:
+            raise DataError("the row is empty and so is the template", where=where)
+        return Example(tuple(tokens), len(tokens) if field_at is None else field_at, target, label, cut)
+
+    def fill(
+        self, row: Mapping[str, Any], room: int | None, *, where: str | None = None
+    ) -> tuple[list[tuple[bool, Sequence[int]]], int]:
+        """The template filled with a row, up to the target: its pieces in order, and how many field tokens were cut.
+
+        Args:
+            room: the most tokens of all fields together; None for all.
+            where: how an error names the row.
+
+        Returns:
+            Of each piece whether it is a field, and its tokens. What the tokenizer puts before every text is the first,
+            unless the template places it.
+
+        Raises:
+            DataError: a field is missing, or is neither text nor a number.
+        """
         fields = [
             self._tokenizer.encode_data(p.blank + _text(row, p.name, where), opens=p is self._opening)
             for p in self._pieces
@@ -122,16 +147,20 @@ class ExampleMaker:
         ]
         sizes = _shares([len(f) for f in fields], room)
         kept = iter([f[:n] for f, n in zip(fields, sizes, strict=True)])
-        tokens: list[int] = []
-        field_at: int | None = None
-        for piece in self._pieces:
-            if isinstance(piece, Field) and field_at is None:
-                field_at = len(tokens)
-            tokens.extend(next(kept) if isinstance(piece, Field) else piece)
-        if not tokens:
-            raise DataError("the row is empty and so is the template", where=where)
-        cut = sum(len(f) for f in fields) - sum(sizes)
-        return Example(tuple(tokens), len(tokens) if field_at is None else field_at, target, label, cut)
+        pieces: list[tuple[bool, Sequence[int]]] = [
+            (True, next(kept)) if isinstance(p, Field) else (False, p) for p in self._pieces
+        ]
+        return pieces, sum(len(f) for f in fields) - sum(sizes)
+
+    def label(self, row: Mapping[str, Any], where: str | None = None) -> int | None:
+        """The position of a row's answer among the labels; None for generation.
+
+        Raises:
+            DataError: the answer is missing, or is neither text nor a number.
+            LabelError: it is none of the labels.
+        """
+        where = _named(row, where)
+        return None if self.verbalizer is None else self.verbalizer.index(_text(row, self.task.target, where), where)
 
     def all(self, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
         """Make an example of every row, answers included; an error names the row by its origin or its number (from 1).
@@ -180,6 +209,14 @@ class ExampleMaker:
                 instead="Shorten the template, its slots or the answer, or raise max_length if the model has more "
                 "positions.",
             )
+
+
+def _named(row: Mapping[str, Any], where: str | None) -> str | None:
+    """How an error names a row; one that is none is refused."""
+    where = where or getattr(row, "where", None)
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
+    return where
 
 
 def _text(row: Mapping[str, Any], name: str, where: str | None) -> str:
