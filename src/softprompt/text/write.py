@@ -45,7 +45,8 @@ def work(
     maker = ExampleMaker(task.with_template(task.template.with_text_alone()), tokenizer)
     names = [getattr(row, "where", None) or f"row {number}" for number, row in enumerate(rows, 1)]
     chosen = choose([maker.label(row, name) for row, name in zip(rows, names, strict=True)], recipe, seed)
-    separator = PieceTokenizer(tokenizer).encode(recipe.separator)
+    pieced = PieceTokenizer(tokenizer)
+    separator = pieced.encode(recipe.separator)
     tokens: list[int] = []
     kinds: list[Kind] = []
     answers: list[int] = []
@@ -57,7 +58,7 @@ def work(
             tokens += piece
             kinds += [kind] * len(piece)
             answers += [example if kind == "label" and i < asked else -1 for i in range(len(piece))]
-    _check_room(len(tokens), longest, task, recipe, positions)
+    _check_room(len(tokens), len(pieced.start) + longest, task, recipe, positions)
     return WorkedExamples(tuple(tokens), tuple(kinds), tuple(answers), len(chosen), tuple(n + 1 for n in chosen))
 
 
