@@ -77,7 +77,8 @@ def train(
         backbone: the frozen model.
         task: template and labels. A template without a slot gets one in front, if the method learns anything.
         method: what is learned, and from where it starts. One that learns nothing is evaluated and saved.
-        train_rows: each with the template's fields and the answer.
+        train_rows: each with the template's fields and the answer. A method may make worked examples of some of them,
+            which are trained on as well.
         eval_rows: rows to measure on; the best evaluation's prompt is kept.
         output: the folder to save the prompt to. Checkpoints stand beside it, in `OUTPUT.checkpoints`, until training
             is through.
