@@ -22,7 +22,7 @@ MAY_KNOW = {
     "atomic": set(),
     "backbone": {"errors", "torch", "transformers"},
     "text": {"errors", "torch", "transformers"},
-    "prompts": {"errors", "text.task", "text.template", "torch"},
+    "prompts": {"errors", "text.task", "text.template", "text.worked", "torch"},
     "run": {"errors", "backbone", "text", "prompts", "torch", "transformers"},
 }
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft"}

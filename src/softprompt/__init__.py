@@ -17,6 +17,7 @@ _HOMES = {
     "PromptTuning": "softprompt.prompts",
     "PrefixTuning": "softprompt.prompts",
     "PTuning": "softprompt.prompts",
+    "ContextAwarePromptTuning": "softprompt.prompts",
     "Settings": "softprompt.learn.settings",
     "train": "softprompt.learn.training",
     "evaluate": "softprompt.learn.evaluation",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from softprompt.learn.evaluation import evaluate as evaluate
     from softprompt.learn.settings import Settings as Settings
     from softprompt.learn.training import train as train
+    from softprompt.prompts import ContextAwarePromptTuning as ContextAwarePromptTuning
     from softprompt.prompts import HardPrompt as HardPrompt
     from softprompt.prompts import PrefixTuning as PrefixTuning
     from softprompt.prompts import PromptTuning as PromptTuning

@@ -126,6 +126,24 @@ def test_what_is_trained_is_what_was_asked_for(here):
     assert saved.dtype == "bfloat16"
 
 
+def test_a_method_of_worked_examples_is_set_by_its_settings(here):
+    settings = ("--setting", "examples=3", "--setting", r"separator=\n---\n", "--setting", "example_length=5")
+    template = r"Article: {text}\nTopic: {label}"
+    trained = train("p", "--method", "context-aware", *settings, "--json", template=template)
+    facts = json.loads(trained.stdout)["training"]
+    saved = artifact.load(here / "p")
+    assert (saved.method.examples, saved.method.separator, saved.method.example_length) == (3, "\n---\n", 5)
+    assert len(facts["worked_rows"]) == 3
+    assert saved.values.tokens == facts["worked_tokens"]
+    assert "worked_rows" in (here / "p" / "README.md").read_text()
+    looked_at = run("inspect", "p")
+    assert "context-aware for model" in looked_at.stdout
+    assert run("predict", "p", "--text", "the team won").exit_code == 0
+    on = train("q", "--method", "context-aware", *settings, "--from", "p", template=template, seed=9)
+    assert on.exit_code == 0
+    assert artifact.load(here / "q").values.tokens == saved.values.tokens
+
+
 def test_a_backslash_n_is_a_line_break(here):
     assert train("p").exit_code == 0
     assert artifact.load(here / "p").task.template.source == FRONT
@@ -268,6 +286,11 @@ BAD_OPTIONS = {
     "no such init": ({"init": "magic"}, "init 'magic' is unknown"),
     "no text for init": ({"init": "text"}, "needs a text"),
     "setting of another method": ({"method": "hard-prompt", "tokens": 3}, "no setting tokens"),
+    "setting out of range": ({"method": "context-aware", "setting": "gamma=2"}, "gamma is 2"),
+    "more examples than rows": (
+        {"method": "context-aware", "setting": "examples=9", "template": "{text}: {label}"},
+        "9 worked examples are asked for, but there are 6 rows",
+    ),
     "no steps": ({"steps": 0}, "steps is 0"),
     "seed": ({"seed": 2**32}, "seed is 4294967296"),
     "no such dtype": ({"dtype": "int8"}, "dtype 'int8' is unknown"),

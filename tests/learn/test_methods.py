@@ -11,8 +11,9 @@ from softprompt import artifact
 from softprompt.answer.engine import Engine
 from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import evaluate
-from softprompt.prompts import HardPrompt, PrefixTuning, PromptTuning, PTuning
+from softprompt.prompts import ContextAwarePromptTuning, HardPrompt, PrefixTuning, PromptTuning, PTuning
 from softprompt.text.task import Task
+from softprompt.text.worked import KINDS
 from toys import LABELS, ROWS, at, interrupt, learn
 
 METHODS = {
@@ -23,11 +24,19 @@ METHODS = {
     "p-tuning-lstm": PTuning(tokens=3),
     "p-tuning-mlp": PTuning(tokens=3, encoder="mlp", residual=False),
     "p-tuning-direct": PTuning(tokens=3, encoder="none"),
+    "context-aware": ContextAwarePromptTuning(examples=2, example_length=3, separator="\n"),
 }
 TASK = Task("Article: {text}\nTopic: {label}", LABELS)
 WRITING = Task("Article: {text}\nTopic: {label}")
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def learned(method, prompt) -> list[bool]:
+    """Which positions of a prompt are learned."""
+    if "kinds" in prompt.state.parameters:
+        return [KINDS[kind] in ("input", "format") for kind in prompt.state.parameters["kinds"]]
+    return [i >= int(getattr(method, "sink", False)) for i in range(3)]
 
 
 @every_method
@@ -38,10 +47,9 @@ def test_the_backbone_stays_and_every_position_moves(family, method):
     result = learn(backbone, TASK, method=method, steps=3, learning_rate=0.01)
     assert all(torch.equal(before[name], t) for name, t in backbone.model.state_dict().items())
     start, now = result.prompt.state.start, result.prompt.values.tensors()
-    first = int(getattr(method, "sink", False))
     for name, tensor in now.items():
         moved = (tensor != start[name]).flatten(1).any(dim=1)
-        assert moved.tolist() == [i >= first for i in range(3)]
+        assert moved.tolist() == learned(method, result.prompt)
 
 
 @every_method
@@ -101,10 +109,12 @@ def test_every_way_of_generating_mixes_rows(method, options):
         assert together == engine.generate(requests, max_new_tokens=5)
 
 
-@pytest.mark.parametrize("method", [METHODS["prefix"], METHODS["p-tuning-lstm"]], ids=["prefix", "p-tuning"])
+@pytest.mark.parametrize("method", ["prefix", "p-tuning-lstm", "context-aware"])
 def test_gradient_checkpointing_trains_the_same(method):
     plain, saving = (
-        learn(tiny.backbone(gradient_checkpointing=on), TASK, method=method, learning_rate=0.01).prompt.values.tensors()
+        learn(
+            tiny.backbone(gradient_checkpointing=on), TASK, method=METHODS[method], learning_rate=0.01
+        ).prompt.values.tensors()
         for on in (False, True)
     )
     for name, tensor in plain.items():

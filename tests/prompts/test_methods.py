@@ -13,6 +13,7 @@ from softprompt.prompts.method import Host, resolve_task
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.text.task import Task
 from softprompt.text.template import Template
+from softprompt.text.worked import WorkedExamples
 
 HOST = Host(
     size=50,
@@ -26,6 +27,7 @@ HOST = Host(
         (embeddings.view(-1, 2, 4), embeddings.view(-1, 2, 4)),
         (embeddings.view(-1, 2, 4), embeddings.view(-1, 2, 4)[..., :3]),
     ),
+    worked=WorkedExamples((9, 8, 5, 2), ("format", "input", "label", "separator"), (-1, -1, 0, -1), 1),
 )
 
 
@@ -39,7 +41,7 @@ def test_a_method_is_found_again_by_its_name_and_settings(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_learns_if_and_only_if_it_has_slots_and_parameters(name):
     method = METHODS[name]()
-    tokens = method.slot_length()
+    tokens = method.slot_length() if method.recipe() is None else len(HOST.worked)
     parametrization = method.build(tokens, HOST, torch.Generator().manual_seed(0))
     grouped = [p for group in parametrization.groups().values() for p in group]
     assert method.LEARNS == (tokens > 0) == bool(grouped)

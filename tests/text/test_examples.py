@@ -100,6 +100,23 @@ def test_an_answer_is_decoded_without_the_template_blank():
             assert made.decode(made({**ROW, "label": answer}).target) == answer
 
 
+def test_a_filled_template_is_the_pieces_of_its_example():
+    made, row = maker(), {**ROW, "text": "the team won the match"}
+    pieces, cut = made.fill(row, None)
+    assert [is_field for is_field, _ in pieces] == [False, False, False, True, False]
+    assert tuple(token for _, piece in pieces for token in piece) == made(row).tokens
+    assert cut == 0
+    shorter, cut = made.fill(row, 2)
+    assert (len(shorter[3][1]), cut) == (2, len(pieces[3][1]) - 2)
+
+
+def test_a_label_is_known_without_its_row_being_read():
+    assert maker(labels=LABELS).label({"label": "business"}) == 1
+    assert maker().label({"label": "business"}) is None
+    with pytest.raises(LabelError, match="row 3: unknown label 'tech'"):
+        maker(labels=LABELS).label({"label": "tech"}, "row 3")
+
+
 # Rows that cannot be used
 
 

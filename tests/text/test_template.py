@@ -126,6 +126,21 @@ def test_a_slot_is_put_in_front_only_where_there_is_none():
     assert behind.with_slot_in_front() == behind
 
 
+def test_a_slot_may_leave_the_beginning_of_text_first():
+    for source, front, kept in [
+        ("{bos}a{label}", "{soft}{bos}a{label}", "{bos}{soft}a{label}"),
+        ("a{bos}b{label}", "{soft}a{bos}b{label}", "{soft}a{bos}b{label}"),
+    ]:
+        template = Template.parse(source)
+        assert template.with_slot_in_front().source == front
+        assert template.with_slot_in_front(behind_start=True).source == kept
+
+
+def test_the_text_alone_has_neither_slot_nor_beginning_of_text():
+    for source in ("{soft:3}{bos}a {text}{label}", "{bos}a {text}{label}", "a {text}{soft}{label}"):
+        assert Template.parse(source).with_text_alone() == Template.parse("a {text}{label}")
+
+
 def test_the_text_opens_with_what_is_no_slot():
     for source, opening in [("{soft}Hi {text}{label}", Anchor("Hi")), ("{text}{label}", Field("text"))]:
         assert Template.parse(source).opening == opening

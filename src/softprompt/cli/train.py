@@ -58,7 +58,7 @@ def train(
     method: Annotated[
         str,
         _option(
-            "prompt-tuning, prefix-tuning, p-tuning, or hard-prompt to measure the text alone.",
+            "prompt-tuning, prefix-tuning, p-tuning, context-aware, or hard-prompt to measure the text alone.",
             _METHOD,
             default="prompt-tuning",
         ),
@@ -70,7 +70,7 @@ def train(
     ] = None,
     setting: Annotated[
         list[str] | None,
-        _option("NAME=VALUE: any other setting of the method, such as encoder=mlp or projection=true.", _METHOD),
+        _option("NAME=VALUE: any other setting of the method, such as encoder=mlp or examples=8.", _METHOD),
     ] = None,
     init_text: Annotated[str | None, _option("The words to start from, for --init text.", _METHOD)] = None,
     steps: Annotated[int | None, _option("Optimizer steps.", _TRAINING, default="150")] = None,
@@ -178,7 +178,7 @@ def train(
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    """Values are read as JSON where they are some (true, 12), and are text otherwise."""
+    """Values are read as JSON where they are some (true, 12); otherwise they are text, `\\n` in it a line break."""
     import json
 
     settings = {}
@@ -189,7 +189,7 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
         try:
             settings[name] = json.loads(value)
         except ValueError:
-            settings[name] = value
+            settings[name] = value.replace("\\n", "\n")
     return settings
 
 

@@ -32,12 +32,14 @@ from softprompt.learn.order import Shuffled
 from softprompt.learn.progress import bar
 from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
+from softprompt.learn.worked import worked_before, worked_examples
 from softprompt.prompts.head import Head, Headed
-from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
+from softprompt.prompts.method import Host, Method, Parametrization, check_backbone, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
+from softprompt.text.worked import WorkedExamples
 
 HEAD_LEARNING_RATE = 5e-3
 """Of a head alone, where the method beside it learns nothing."""
@@ -82,7 +84,8 @@ def train(
         backbone: the frozen model.
         task: template and labels. A template without a slot gets one in front, if the method learns anything.
         method: what is learned, and from where it starts. One that learns nothing is evaluated and saved.
-        train_rows: each with the template's fields and the answer.
+        train_rows: each with the template's fields and the answer. A method may make worked examples of some of them,
+            which are trained on as well.
         eval_rows: rows to measure on; the best evaluation's prompt is kept.
         output: the folder to save the prompt to. Checkpoints stand beside it, in `OUTPUT.checkpoints`, until training
             is through.
@@ -116,9 +119,16 @@ def train(
         raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
     if output is not None:
         artifact.check_output(output, overwrite=overwrite)
-    run = _Run(backbone, task, method, settings, progress, callbacks)
-    if start is not None:
-        run.begin_from(start)
+    check_backbone(method, backbone.kind, backbone.name)
+    if start is None:
+        worked = worked_examples(backbone, task, method, train_rows, settings.seed)
+        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
+    else:
+        where = "start" if isinstance(start, SavedPrompt) else str(start)
+        saved = _begun(start, backbone, method, where)
+        worked = worked_before(saved, task, method, where)
+        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
+        run.begin_from(saved, where)
     data = run.maker.all(train_rows)
     held_out = run.maker.all(eval_rows) if eval_rows else []
     if output is None:
@@ -160,16 +170,18 @@ class _Run:
         settings: Settings,
         progress: bool,
         callbacks: Sequence[TrainerCallback],
+        worked: WorkedExamples | None,
     ) -> None:
         self.backbone, self.method, self.settings = backbone, method, settings
         self.progress, self.callbacks = progress, callbacks
-        self.task = resolve_task(task, method)
+        self.worked = worked
+        self.task = resolve_task(task, method, worked)
         self.maker = example_maker(backbone, self.task)
         self.learns = method.LEARNS or bool(task.outputs)
         self.forward = Forward(backbone, budget=settings.cache_bytes)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE or HEAD_LEARNING_RATE
         generator = torch.Generator().manual_seed(settings.seed)
-        self.parametrization = method.build(self.maker.virtual, _host(backbone, self.maker), generator)
+        self.parametrization = method.build(self.maker.virtual, _host(backbone, self.maker, worked), generator)
         if task.outputs:
             head = Head.random(backbone.state_size, task.outputs, generator)
             self.parametrization = Headed(self.parametrization, head)
@@ -233,23 +245,13 @@ class _Run:
         )
         return Result(prompt, metrics, None, history)
 
-    def begin_from(self, start: str | Path | SavedPrompt) -> None:
-        """Take the parameters of a saved prompt for the start.
+    def begin_from(self, saved: SavedPrompt, where: str) -> None:
+        """Take the parameters of a saved prompt for the start; `where` is how an error calls it.
 
         Raises:
-            SettingsError: it is of another method, or of another shape, or its parameters were not saved.
-            ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+            SettingsError: they are of another shape.
         """
-        saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
-        where = "start" if isinstance(start, SavedPrompt) else str(start)
-        saved.check(self.backbone, where)
-        if saved.method.NAME != self.method.NAME or saved.state is None:
-            raise SettingsError(
-                f"it is a {saved.method.NAME} prompt"
-                + (", not " + self.method.NAME if saved.state is not None else " without its parameters"),
-                where=where,
-                instead=f"Give a {self.method.NAME} prompt with its training.safetensors.",
-            )
+        assert saved.state is not None, "looked for when it was read"
         own = {name: list(t.shape) for name, t in self.parametrization.state_dict().items()}
         theirs = {name: list(t.shape) for name, t in saved.state.parameters.items()}
         if own != theirs:
@@ -259,12 +261,20 @@ class _Run:
                 instead="Give the settings and the slots' lengths that it was trained with.",
             )
         self.parametrization.load_state_dict(dict(saved.state.parameters))
+        # What was learned under other settings may lie outside the bounds of these.
+        self.parametrization.after_step()
         self._note_start()
 
     def _note_start(self) -> None:
         # A copy: what `tensors` gives may share memory with the parameters.
         prompt = self._prompt(self.parametrization, {}, {}, {})
         self.start = {name: t.clone() for name, t in prompt.tensors().items()}
+
+    def _facts_of_worked(self) -> dict[str, Any]:
+        """Which rows, counted from 1, the worked examples are, and how many tokens; None for rows of another run."""
+        if self.worked is None:
+            return {}
+        return {"worked_rows": self.worked.rows and list(self.worked.rows), "worked_tokens": len(self.worked)}
 
     def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
         """Save the last good parameters beside the output, and say where."""
@@ -340,7 +350,7 @@ class _Run:
             backbone_fingerprint=self.backbone.fingerprint,
             tokenizer_fingerprint=self.backbone.tokenizer_fingerprint,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
-            training=facts,
+            training={**facts, **self._facts_of_worked()},
             metrics=metrics,
             state=TrainingState(
                 {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, start
@@ -351,7 +361,26 @@ class _Run:
         )
 
 
-def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
+def _begun(start: str | Path | SavedPrompt, backbone: Backbone, method: Method, where: str) -> SavedPrompt:
+    """The prompt that a run begins from; `where` is how an error calls it.
+
+    Raises:
+        SettingsError: it is of another method, or its parameters were not saved.
+        ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+    """
+    saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
+    saved.check(backbone, where)
+    if saved.method.NAME != method.NAME or saved.state is None:
+        raise SettingsError(
+            f"it is a {saved.method.NAME} prompt"
+            + (", not " + method.NAME if saved.state is not None else " without its parameters"),
+            where=where,
+            instead=f"Give a {method.NAME} prompt with its training.safetensors.",
+        )
+    return saved
+
+
+def _host(backbone: Backbone, maker: ExampleMaker, worked: WorkedExamples | None) -> Host:
     tokenizer = backbone.tokenizer
     return Host(
         size=backbone.vocabulary_size,
@@ -364,6 +393,7 @@ def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
         labels=maker.verbalizer.words if maker.verbalizer else (),
         sites=backbone.site_shapes,
         attend=backbone.attended if backbone.sites else None,
+        worked=worked,
     )
 
 

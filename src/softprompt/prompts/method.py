@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from softprompt.errors import SettingsError, TemplateError
+from softprompt.errors import SettingsError, SourceError, TemplateError
 from softprompt.prompts.prompt import Sites, Values
 from softprompt.text.task import Task
-from softprompt.text.template import Slot, Target, Template
+from softprompt.text.template import Slot, Start, Target, Template
+from softprompt.text.worked import Recipe, WorkedExamples
 
 if TYPE_CHECKING:
     from softprompt.prompts.head import Head
@@ -36,6 +37,7 @@ class Host:
         sites: where it attends; empty where its attention cannot be reached.
         attend: `[n, D]` embeddings to the keys and values, one `[n, H, E]` per site, that they leave behind at
             positions 0 to n - 1; None where the attention cannot be reached.
+        worked: the worked examples that the method asked for; None where it asked for none.
     """
 
     size: int
@@ -46,6 +48,7 @@ class Host:
     labels: tuple[tuple[int, ...], ...] = ()
     sites: Sites = field(default_factory=dict)
     attend: Callable[[Tensor], Pair] | None = None
+    worked: WorkedExamples | None = None
 
 
 @dataclass(frozen=True)
@@ -96,16 +99,27 @@ class Method(ABC):
         LEARNS: whether there is anything to train.
         LEARNING_RATE: what AdamW trains it with unless told otherwise.
         INSIDE: whether what is learned stands inside the attention, before all tokens, and not at the input.
+        BACKBONES: the kinds of backbone it is for; see `Backbone.kind`.
     """
 
     NAME: ClassVar[str]
     LEARNS: ClassVar[bool]
     LEARNING_RATE: ClassVar[float]
     INSIDE: ClassVar[bool] = False
+    BACKBONES: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "encoder-decoder")
 
     @abstractmethod
     def slot_length(self) -> int:
-        """Virtual tokens in a slot whose template does not say how many; 0 where there can be no slot."""
+        """Virtual tokens in a slot whose template does not say how many; 0 where there can be no slot, or where worked
+        examples fill it."""
+
+    def recipe(self) -> Recipe | None:
+        """The worked examples that its prompt is made of; None for most methods."""
+        return None
+
+    def worked_in(self, parameters: Mapping[str, Tensor]) -> WorkedExamples | None:
+        """The worked examples in a saved state of its parameters, made by the same recipe; None for most methods."""
+        return None
 
     @abstractmethod
     def build(self, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
@@ -141,11 +155,32 @@ def count(parameters: Sequence[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def resolve_task(task: Task, method: Method) -> Task:
-    """The task with a slot in front where it has none, and the method's length in slots that do not say theirs.
+def check_backbone(method: Method, kind: str, name: str) -> None:
+    """
+    Args:
+        kind: of the backbone; see `Backbone.kind`.
+        name: of the backbone.
 
     Raises:
-        TemplateError: there is a slot, but the method fills none.
+        SourceError: the method is not for backbones of this kind.
+    """
+    if kind not in method.BACKBONES:
+        raise SourceError(
+            f"a {method.NAME} prompt is for a {' or '.join(method.BACKBONES)}, and this is an {kind}",
+            where=name,
+            instead="Use prompt-tuning, or another backbone.",
+        )
+
+
+def resolve_task(task: Task, method: Method, worked: WorkedExamples | None = None) -> Task:
+    """The task with a slot in front where it has none, and the method's length in slots that do not say theirs.
+
+    Args:
+        worked: the worked examples that fill the slot, where the method asks for such.
+
+    Raises:
+        TemplateError: there is a slot, but the method fills none, or not there.
+        SettingsError: the method is not for tasks of this kind.
     """
     if not method.LEARNS:
         if task.template.slots:
@@ -155,23 +190,47 @@ def resolve_task(task: Task, method: Method) -> Task:
                 instead="Take {soft} out, or use a method that learns, such as prompt-tuning.",
             )
         return task
-    template = task.template.with_slot_in_front().with_lengths(method.slot_length())
-    if method.INSIDE:
-        template = _everything_behind_the_slot(template, method)
+    if method.recipe() is not None and task.kind not in ("generation", "classification"):
+        raise SettingsError(
+            f"a {method.NAME} prompt is made of worked examples, answered in words, and a {task.kind} is not",
+            where="method",
+            instead="Use prompt-tuning, p-tuning or prefix-tuning, or a classification by label words.",
+        )
+    template = place_slots(task.template, method)
+    template = template.with_lengths(method.slot_length() if worked is None else len(worked))
+    given = sum(slot.tokens or 0 for slot in template.slots)
+    if worked is not None and given != len(worked):
+        raise TemplateError(
+            f"its slot has {given} virtual tokens, but the worked examples are {len(worked)}",
+            where=f"template {task.template.source!r}",
+            instead="Write {soft}: they decide how long it is.",
+        )
     return task.with_template(template)
 
 
-def _everything_behind_the_slot(template: Template, method: Method) -> Template:
-    if len(template.slots) != 1 or template.segments[0] not in template.slots:
+def place_slots(template: Template, method: Method) -> Template:
+    """The template of a method that learns, with a slot in front where it has none.
+
+    Worked examples begin the text: only a `{bos}` that the template begins with stands before them.
+
+    Raises:
+        TemplateError: the method's slot stands before everything else, and the template puts it elsewhere.
+    """
+    begins_text = method.recipe() is not None
+    template = template.with_slot_in_front(behind_start=begins_text)
+    if not (method.INSIDE or begins_text):
+        return template
+    segments = template.segments[int(begins_text and template.segments[0] == Start()) :]
+    if len(template.slots) != 1 or segments[0] not in template.slots:
         raise TemplateError(
             f"a {method.NAME} prompt stands before everything else, in one slot",
             where=f"template {template.source!r}",
             instead="Take {soft} out, or put it in front, once; prompt-tuning and p-tuning have slots anywhere.",
         )
-    if all(isinstance(segment, (Slot, Target)) for segment in template.segments):
+    if all(isinstance(segment, (Slot, Target)) for segment in segments):
         raise TemplateError(
             "there is nothing between the slot and {label} to attend to it",
             where=f"template {template.source!r}",
             instead="Put a field or some text before {label}.",
         )
-    return template.with_start_behind_front_slot()
+    return template.with_start_behind_front_slot() if method.INSIDE else template

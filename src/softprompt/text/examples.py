@@ -167,10 +167,8 @@ class ExampleMaker:
             LabelError: the answer is none of the labels.
             LengthError: the row cannot fit even with its fields cut to nothing.
         """
-        where = where or getattr(row, "where", None)
-        if not isinstance(row, Mapping):
-            raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
-        found = [self._field(p, row, where) for p in self._pieces if isinstance(p, Field)]
+        where = _named(row, where)
+        found = self._found(row, where)
         inside = next((f for f in found if f.words is not None or f.spans is not None), None)
         answer = self._answer(row, where, inside) if answered else Answer()
         room = None
@@ -178,22 +176,18 @@ class ExampleMaker:
             answer_room = self._answer_room(answer.target, room_for)
             self._check_limit(answer_room, where)
             room = self.limit - self._fixed - answer_room
-        sizes = fields.shares([len(f.tokens) for f in found], room)
-        kept = iter(zip(found, sizes, strict=True))
+        pieces, cut = self._fill(found, room)
         tokens: list[int] = []
         begins: list[int] = []
         field_at: int | None = None
         inside_at, inside_size = 0, 0
-        for piece in self._pieces:
+        for field, piece in pieces:
             begins.append(len(tokens))
-            if not isinstance(piece, Field):
-                tokens.extend(piece)
-                continue
-            field, size = next(kept)
-            field_at = len(tokens) if field_at is None else field_at
-            if field is inside:
-                inside_at, inside_size = len(tokens), size
-            tokens.extend(field.tokens[:size])
+            if field is not None and field_at is None:
+                field_at = len(tokens)
+            if field is not None and field is inside:
+                inside_at, inside_size = len(tokens), len(piece)
+            tokens.extend(piece)
         if not tokens:
             raise DataError("the row is empty and so is the template", where=where)
         target = answer.target
@@ -208,11 +202,57 @@ class ExampleMaker:
             field_at=len(tokens) if field_at is None else field_at,
             target=target,
             label=answer.labels[0] if len(answer.labels) == 1 else None,
-            cut=sum(len(f.tokens) for f in found) - sum(sizes),
+            cut=cut,
             reads=reads,
             labels=answer.labels,
             spans=spans,
         )
+
+    def fill(
+        self, row: Mapping[str, Any], room: int | None, *, where: str | None = None
+    ) -> tuple[list[tuple[bool, Sequence[int]]], int]:
+        """The template filled with a row, up to the target: its pieces in order, and how many field tokens were cut.
+
+        Args:
+            room: the most tokens of all fields together; None for all.
+            where: how an error names the row.
+
+        Returns:
+            Of each piece whether it is a field, and its tokens. What the tokenizer puts before every text is the first,
+            unless the template places it.
+
+        Raises:
+            DataError: a field is missing, or is neither text nor a number.
+        """
+        pieces, cut = self._fill(self._found(row, where), room)
+        return [(field is not None, piece) for field, piece in pieces], cut
+
+    def _found(self, row: Mapping[str, Any], where: str | None) -> list[Encoded]:
+        """The row's fields, in the template's order."""
+        return [self._field(piece, row, where) for piece in self._pieces if isinstance(piece, Field)]
+
+    def _fill(
+        self, found: Sequence[Encoded], room: int | None
+    ) -> tuple[list[tuple[Encoded | None, Sequence[int]]], int]:
+        """The template's pieces, each with the field that it is of, and how many field tokens were cut."""
+        sizes = fields.shares([len(f.tokens) for f in found], room)
+        kept = iter([(f, f.tokens[:size]) for f, size in zip(found, sizes, strict=True)])
+        pieces: list[tuple[Encoded | None, Sequence[int]]] = [
+            next(kept) if isinstance(piece, Field) else (None, piece) for piece in self._pieces
+        ]
+        return pieces, sum(len(f.tokens) for f in found) - sum(sizes)
+
+    def label(self, row: Mapping[str, Any], where: str | None = None) -> int | None:
+        """The position of a row's answer among the labels; None where its task has no label words.
+
+        Raises:
+            DataError: the answer is missing, or is neither text nor a number.
+            LabelError: it is none of the labels.
+        """
+        where = _named(row, where)
+        if self.verbalizer is None:
+            return None
+        return self.verbalizer.index(fields.text(row, self.task.target, where), where)
 
     def all(self, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
         """Make an example of every row, answers included; an error names the row by its origin or its number (from 1).
@@ -313,3 +353,11 @@ class ExampleMaker:
                 instead="Shorten the template, its slots or the answer, or raise max_length if the model has more "
                 "positions.",
             )
+
+
+def _named(row: Mapping[str, Any], where: str | None) -> str | None:
+    """How an error names a row; one that is none is refused."""
+    where = where or getattr(row, "where", None)
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
+    return where

@@ -174,15 +174,26 @@ class Template:
         """What the text begins with: the first segment that is neither slot nor `{bos}`."""
         return next(s for s in self.segments if not isinstance(s, (Slot, Start)))
 
-    def with_slot_in_front(self) -> Template:
-        """The same template with a `{soft}` slot in front, if it has none."""
-        return self if self.slots else self._of((Slot(), *self.segments))
+    def with_slot_in_front(self, *, behind_start: bool = False) -> Template:
+        """The same template with a `{soft}` slot in front, if it has none.
+
+        Args:
+            behind_start: whether a `{bos}` that it begins with stays first.
+        """
+        if self.slots:
+            return self
+        kept = int(behind_start and self.segments[0] == Start())
+        return self._of((*self.segments[:kept], Slot(), *self.segments[kept:]))
 
     def with_start_behind_front_slot(self) -> Template:
         """The same template with `{bos}` behind the slot it opens with, unless it says where `{bos}` stands."""
         if Start() in self.segments:
             return self
         return self._of((self.segments[0], Start(), *self.segments[1:]))
+
+    def with_text_alone(self) -> Template:
+        """The same template without slots and `{bos}`: as one of several rows in one text stands in it."""
+        return self._of(tuple(s for s in self.segments if not isinstance(s, (Slot, Start))))
 
     def with_lengths(self, tokens: int) -> Template:
         """The same template with `tokens` virtual tokens in each slot that does not say how many."""
