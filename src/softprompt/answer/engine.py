@@ -326,6 +326,7 @@ class Engine:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=sorted(ends),
                 pad_token_id=pad,
+                decoder_start_token_id=next(iter(self.backbone.decoder_start), None),
             )
         except (ValueError, TypeError) as cause:
             raise _refused_options(cause) from cause

@@ -34,7 +34,7 @@ from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
 from softprompt.learn.worked import worked_before, worked_examples
 from softprompt.prompts.head import Head, Headed
-from softprompt.prompts.method import Host, Method, Parametrization, check_backbone, count, resolve_task
+from softprompt.prompts.method import Host, Method, Parametrization, check_fit, count, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.text.examples import Example, ExampleMaker
@@ -119,7 +119,7 @@ def train(
         raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
     if output is not None:
         artifact.check_output(output, overwrite=overwrite)
-    check_backbone(method, backbone.kind, backbone.name)
+    check_fit(method, task, backbone.kind, backbone.name)
     if start is None:
         worked = worked_examples(backbone, task, method, train_rows, settings.seed)
         run = _Run(backbone, task, method, settings, progress, callbacks, worked)

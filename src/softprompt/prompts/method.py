@@ -155,7 +155,7 @@ def count(parameters: Sequence[nn.Parameter]) -> int:
     return sum(p.numel() for p in parameters)
 
 
-def check_backbone(method: Method, kind: str, name: str) -> None:
+def check_fit(method: Method, task: Task, kind: str, name: str) -> None:
     """
     Args:
         kind: of the backbone; see `Backbone.kind`.
@@ -163,7 +163,14 @@ def check_backbone(method: Method, kind: str, name: str) -> None:
 
     Raises:
         SourceError: the method is not for backbones of this kind.
+        SettingsError: it is not for tasks of this kind.
     """
+    if method.recipe() is not None and task.kind not in ("generation", "classification"):
+        raise SettingsError(
+            f"a {method.NAME} prompt is made of worked examples, answered in words, and a {task.kind} is not",
+            where="method",
+            instead="Use prompt-tuning, p-tuning or prefix-tuning, or a classification by label words.",
+        )
     if kind not in method.BACKBONES:
         raise SourceError(
             f"a {method.NAME} prompt is for a {' or '.join(method.BACKBONES)}, and this is an {kind}",
@@ -180,7 +187,6 @@ def resolve_task(task: Task, method: Method, worked: WorkedExamples | None = Non
 
     Raises:
         TemplateError: there is a slot, but the method fills none, or not there.
-        SettingsError: the method is not for tasks of this kind.
     """
     if not method.LEARNS:
         if task.template.slots:
@@ -190,12 +196,6 @@ def resolve_task(task: Task, method: Method, worked: WorkedExamples | None = Non
                 instead="Take {soft} out, or use a method that learns, such as prompt-tuning.",
             )
         return task
-    if method.recipe() is not None and task.kind not in ("generation", "classification"):
-        raise SettingsError(
-            f"a {method.NAME} prompt is made of worked examples, answered in words, and a {task.kind} is not",
-            where="method",
-            instead="Use prompt-tuning, p-tuning or prefix-tuning, or a classification by label words.",
-        )
     template = place_slots(task.template, method)
     template = template.with_lengths(method.slot_length() if worked is None else len(worked))
     given = sum(slot.tokens or 0 for slot in template.slots)

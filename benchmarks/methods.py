@@ -1,0 +1,177 @@
+"""All methods at one budget on BBC news: where each starts, where it ends, over several seeds.
+
+    python benchmarks/methods.py [--seeds 3] [--steps 60] [--only NAME,...] [--json FILE]
+
+SmolLM2-135M in bfloat16, five topics, every article cut to its first 60 tokens; 250 articles to learn from, 100 to choose
+the best step by, 200 others to measure on, drawn anew for each seed. Every method has the same articles, steps and rows
+a step; what differs, seconds among it, is in the table. The start is the prompt before the first step.
+
+Multitask prompt tuning begins from three source tasks, pairs of topics under other wordings, learned from 60 articles a
+topic that stand in none of these sets; their training is not in its seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from softprompt import (
+    Backbone,
+    ContextAwarePromptTuning,
+    HardPrompt,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    Source,
+    Task,
+    evaluate,
+    train,
+    train_sources,
+)
+from softprompt.artifact import SavedPrompt
+from softprompt.demo.news import LABELS, news
+from softprompt.prompts.method import Method
+
+TOKENS = 60
+"""What is kept of an article."""
+
+BEHIND = "Article: {text}\n{soft:10}Topic: {label}"
+CASES: Mapping[str, tuple[Method, str]] = {
+    "hard prompt": (HardPrompt(), "Article: {text}\nCategory: {label}"),
+    "prompt tuning": (PromptTuning(), BEHIND),
+    "P-tuning": (PTuning(), "Article: {text}\n{soft:5}Topic:{soft:5} {label}"),
+    "prefix tuning": (PrefixTuning(tokens=10), "Article: {text}\nTopic: {label}"),
+    "multitask": (MultitaskPromptTuning(), BEHIND),
+    "context-aware": (ContextAwarePromptTuning(examples=5), "Article: {text}\nTopic: {label}"),
+}
+SOURCES = {
+    "desk": ("Article: {text}\n{soft:10}Desk: {label}", ("business", "politics", "tech")),
+    "section": ("News: {text}\n{soft:10}Section: {label}", ("entertainment", "sports", "tech")),
+    "about": ("Article: {text}\n{soft:10}About: {label}", ("politics", "sports", "entertainment")),
+}
+
+Rows = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Articles:
+    """The rows of one seed; `others` are for the source tasks."""
+
+    learn: Rows
+    choose: Rows
+    test: Rows
+    others: Rows
+
+
+def articles(backbone: Backbone, seed: int) -> Articles:
+    """Draw the rows of a seed, cut."""
+    drawn = news(seed, learn=50, choose=20, test=100)
+
+    def cut(article: Any) -> dict[str, str]:
+        ids = backbone.tokenizer(article.row["text"], add_special_tokens=False)["input_ids"][:TOKENS]
+        return {"text": backbone.tokenizer.decode(ids), "label": article.label}
+
+    test = [cut(a) for a in drawn.test]
+    # Sixty articles of each topic are the sources', the other forty are measured on.
+    others = [row for label in LABELS for row in [r for r in test if r["label"] == label][40:]]
+    return Articles(
+        [cut(a) for a in drawn.learn],
+        [cut(a) for a in drawn.choose],
+        [row for label in LABELS for row in [r for r in test if r["label"] == label][:40]],
+        others,
+    )
+
+
+def sources(backbone: Backbone, rows: Rows, seed: int, steps: int, folder: Path) -> Path:
+    """The source tasks of multitask prompt tuning, learned."""
+    tasks = {
+        name: Source(Task(template, labels), [row for row in rows if row["label"] in labels])
+        for name, (template, labels) in SOURCES.items()
+    }
+    train_sources(
+        backbone,
+        tasks,
+        MultitaskPromptTuning(),
+        output=folder,
+        seed=seed,
+        steps=steps,
+        teacher_steps=steps,
+        batch_size=16,
+    )
+    return folder
+
+
+def at_start(prompt: SavedPrompt) -> SavedPrompt:
+    """The prompt before the first step."""
+    assert prompt.state is not None, "it was learned"
+    return replace(prompt, values=type(prompt.values).from_tensors(prompt.state.start), state=None)
+
+
+def run(backbone: Backbone, name: str, rows: Articles, seed: int, steps: int, start: Path | None) -> dict[str, float]:
+    """Accuracies on the test articles, before and after, and the seconds of training."""
+    method, template = CASES[name]
+    options: dict[str, Any] = {"seed": seed}
+    if method.LEARNS:
+        options |= {"steps": steps, "batch_size": 16, "start": start}
+    began = time.monotonic()
+    result = train(backbone, Task(template, LABELS), method, rows.learn, rows.choose, **options)
+    seconds = time.monotonic() - began
+    after = evaluate(backbone, result.prompt, rows.test)["accuracy"]
+    before = evaluate(backbone, at_start(result.prompt), rows.test)["accuracy"] if method.LEARNS else after
+    numbers = result.prompt.training["trained_parameters"] if method.LEARNS else 0
+    return {"start": before, "accuracy": after, "seconds": seconds, "parameters": numbers}
+
+
+def show(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """The table."""
+    table = Table("method", "start", "accuracy, each seed", "mean", "spread", "seconds", "learned numbers")
+    for name, seeds in found.items():
+        ends = [s["accuracy"] for s in seeds]
+        spread: Callable[[Sequence[float]], float] = statistics.stdev if len(ends) > 1 else lambda _: 0.0
+        table.add_row(
+            name,
+            f"{statistics.mean(s['start'] for s in seeds):.1%}",
+            " ".join(f"{end:.1%}" for end in ends),
+            f"{statistics.mean(ends):.1%}",
+            f"{spread(ends):.1%}",
+            f"{statistics.mean(s['seconds'] for s in seeds):.0f}",
+            f"{seeds[0]['parameters']:,}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    backbone = Backbone.load("smollm2", dtype="bfloat16")
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in range(asked.seeds):
+        rows = articles(backbone, seed)
+        for name in asked.only.split(","):
+            with TemporaryDirectory() as folder:
+                start = None
+                if CASES[name][0].NAME == MultitaskPromptTuning.NAME:
+                    start = sources(backbone, rows.others, seed, asked.steps, Path(folder) / "sources")
+                found.setdefault(name, []).append(run(backbone, name, rows, seed, asked.steps, start))
+            show(found)
+            if asked.json:
+                asked.json.write_text(json.dumps({"steps": asked.steps, "found": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
