@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from softprompt.learn.settings import Settings
 from softprompt.prompts.method import Parametrization
-from softprompt.run.forward import Filling, Forward
+from softprompt.run.forward import Answers, Filling, Forward
 from softprompt.run.loss import answer_loss, label_loss
 from softprompt.text.examples import Example
 from softprompt.text.verbalizer import Verbalizer
@@ -59,10 +59,16 @@ class Objective:
     Args:
         forward: carries them through the backbone.
         losses: of each task.
+        more: what is added to the loss, a scalar from the answers to the rows; None where nothing is.
     """
 
-    def __init__(self, forward: Forward, losses: Sequence[AnswerLoss]) -> None:
-        self._forward, self._losses = forward, losses
+    def __init__(
+        self,
+        forward: Forward,
+        losses: Sequence[AnswerLoss],
+        more: Callable[[Answers, Sequence[Row]], Tensor] | None = None,
+    ) -> None:
+        self._forward, self._losses, self._more = forward, losses, more
 
     def __call__(self, parametrization: Parametrization, rows: Sequence[Row]) -> Tensor:
         """Mean over the rows, a scalar, float32.
@@ -96,4 +102,4 @@ class Objective:
                 each = loss.tokens(answers.asked[k], [a.token for a in asked[k]])
                 mean = (mean + (weights * each).sum()) / (1 + weights.sum())
             total = total + share * mean
-        return total
+        return total if self._more is None else total + self._more(answers, rows)

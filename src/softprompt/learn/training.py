@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import random
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import transformers
+from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
-from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
-from softprompt.learn import checkpoints
+from softprompt.collection import SavedPrompts, load_any
+from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import measure
 from softprompt.learn.objective import AnswerLoss, Objective
 from softprompt.learn.order import Shuffled
-from softprompt.learn.progress import bar
+from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
-from softprompt.learn.trainer import Learner, LearnerTrainer
-from softprompt.prompts.method import Host, Method, Parametrization, count, resolve_task
+from softprompt.prompts.method import Host, Method, Parametrization, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
+
+Start = str | Path | SavedPrompt | SavedPrompts
+"""Where a training begins: a prompt's folder or that of several, or such prompts."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
-    start: str | Path | SavedPrompt | None = None,
+    start: Start | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> Result:
@@ -84,7 +79,8 @@ def train(
             that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
         progress: show progress bars.
         callbacks: of transformers' Trainer: trackers, early stopping.
-        start: a saved prompt of the same method to begin from, instead of the method's own start.
+        start: a saved prompt of the same method to begin from, instead of the method's own start; or a folder of
+            prompts, from which `MultitaskPromptTuning` takes their shared prompt and the average of their factors.
         settings: see `Settings`; or give its attributes as keywords (`steps=150`, `learning_rate=5e-3`, ...).
 
     Raises:
@@ -93,82 +89,127 @@ def train(
             output it is lost.
         SaveError: the prompt could not be written.
     """
-    unknown = set(options) - set(Settings.known())
-    if unknown:
-        raise SettingsError(
-            f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(Settings.known())}."
-        )
-    settings = replace(settings or Settings(), **options)
+    settings = Settings.of(settings, options)
     idle = sorted(set(options) - set(Settings.MEASURING))
     if idle and not method.LEARNS:
         raise SettingsError(
             f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
             instead="Leave it out, or use a method that learns.",
         )
-    if resume and output is None:
-        raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
-    if output is not None:
-        artifact.check_output(output, overwrite=overwrite)
-    run = _Run(backbone, task, method, settings, progress, callbacks)
+    check_place(output, overwrite=overwrite, resume=resume)
+    member = Member(backbone, task, method, settings)
+    parametrization = member.build()
     if start is not None:
-        run.begin_from(start)
-    data = run.maker.all(train_rows)
-    held_out = run.maker.all(eval_rows) if eval_rows else []
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as place, _callers_randomness():
-            return run(data, held_out, Path(place), resume=False)
-    output = Path(output)
-    folder = checkpoints.folder_for(output)
-    with checkpoints.held(folder), _callers_randomness():
-        checkpoints.make_ready(folder, run.identity(data, held_out), resume=resume, overwrite=overwrite)
-        try:
-            result = run(data, held_out, folder, resume=resume)
-        except DivergenceError as error:
-            raise run.rescue(error, output, folder) from None
-        artifact.save(result.prompt, output, overwrite=overwrite)
-        shutil.rmtree(folder, ignore_errors=True)
-    return replace(result, path=output)
+        member.begin_from(parametrization, start)
+    member.read(train_rows, eval_rows)
+    output = None if output is None else Path(output)
+    outcome = run_alone(member, parametrization, "Training" if progress else None, callbacks)(
+        output, overwrite=overwrite, resume=resume
+    )
+    (prompt,) = outcome.prompts
+    return Result(prompt, prompt.metrics, output, outcome.history)
 
 
-@contextmanager
-def _callers_randomness() -> Iterator[None]:
-    """The Trainer seeds every generator there is; the caller's go on as if nothing had been drawn."""
-    python, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numpy_state)
+def run_alone(
+    member: Member, parametrization: Parametrization, title: str | None, callbacks: Sequence[TrainerCallback]
+) -> Run:
+    """The run of one prompt; arguments as in `Run`."""
+    settings = member.settings
+    forward = Forward(member.backbone, budget=settings.cache_bytes)
+    return Run(
+        members=[member],
+        parametrization=parametrization,
+        forward=forward,
+        draw=Shuffled([(0, example) for example in member.data], settings.batch_size, settings.seed),
+        settings=settings,
+        prepare=lambda folder, resume: Objective(forward, [member.loss]),
+        save=lambda prompts, place, overwrite: artifact.save(prompts[0], place, overwrite=overwrite),
+        title=title,
+        callbacks=callbacks,
+        more={},
+    )
 
 
-class _Run:
-    """One training run: everything that is decided before the first step."""
+class Member:
+    """One prompt of a run: its task and its rows, how it is measured, and what of it is saved.
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        task: Task,
-        method: Method,
-        settings: Settings,
-        progress: bool,
-        callbacks: Sequence[TrainerCallback],
-    ) -> None:
-        self.backbone, self.method, self.settings = backbone, method, settings
-        self.progress, self.callbacks = progress, callbacks
+    Attributes:
+        name: what it is called beside others; empty where it is alone.
+        task: with the lengths of all slots.
+        maker: makes its examples.
+        data: the examples it learns from.
+        held_out: those it is measured on.
+        start: its values before the first step, by name.
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, method: Method, settings: Settings, name: str = "") -> None:
+        self.backbone, self.method, self.settings, self.name = backbone, method, settings, name
         self.task = resolve_task(task, method)
         self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
-        self.forward = Forward(backbone, budget=settings.cache_bytes)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE
-        self.parametrization = method.build(
-            self.maker.virtual, _host(backbone, self.maker), torch.Generator().manual_seed(settings.seed)
-        ).to(backbone.device)
-        self._note_start()
-        self._trainer: LearnerTrainer | None = None
+        self.data: list[Example] = []
+        self.held_out: list[Example] = []
+        self.start: dict[str, Tensor] = {}
 
-    def identity(self, data: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Any]:
-        """What an interrupted run and the one that goes on must have in common, as JSON holds it."""
-        facts = {
+    @property
+    def loss(self) -> AnswerLoss:
+        return AnswerLoss.of(self.settings, self.maker.verbalizer)
+
+    def build(self) -> Parametrization:
+        """The parameters of this prompt alone, at their starting point."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        made = self.method.build(self.maker.virtual, host(self.backbone, [self.maker]), generator)
+        made.to(self.backbone.device)
+        self.note_start(made, 0)
+        return made
+
+    def read(self, train_rows: Sequence[Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]] | None) -> None:
+        """Make examples of the rows.
+
+        Raises:
+            RequestError: a row cannot be used; the message names it.
+        """
+        self.data = self.maker.all(train_rows)
+        self.held_out = self.maker.all(eval_rows) if eval_rows else []
+
+    def begin_from(self, parametrization: Parametrization, start: Start) -> None:
+        """Take the parameters of saved prompts for the start.
+
+        Raises:
+            SettingsError: one is of another method, or of another shape, or its parameters were not saved; or there are
+                more than the method can begin from.
+            ArtifactError, MismatchError: one cannot be read, or belongs to another backbone.
+        """
+        given = isinstance(start, (SavedPrompt, SavedPrompts))
+        where = "start" if given else str(start)
+        found = start if isinstance(start, (SavedPrompt, SavedPrompts)) else load_any(start, training=True)
+        found.check(self.backbone, where)
+        states = []
+        for saved in found.members.values() if isinstance(found, SavedPrompts) else [found]:
+            if saved.method.NAME != self.method.NAME or saved.state is None:
+                raise SettingsError(
+                    f"it is a {saved.method.NAME} prompt"
+                    + (", not " + self.method.NAME if saved.state is not None else " without its parameters"),
+                    where=where,
+                    instead=f"Give a {self.method.NAME} prompt with its training.safetensors.",
+                )
+            states.append(saved.state.parameters)
+        try:
+            parametrization.begin_from(states)
+        except SettingsError as error:
+            error.where = error.where or where
+            raise
+        self.note_start(parametrization, 0)
+
+    def note_start(self, parametrization: Parametrization, number: int) -> None:
+        """Remember the values before the first step; this prompt is the parametrization's task `number`."""
+        # A copy: what `tensors` gives may share memory with the parameters.
+        self.start = {name: t.clone() for name, t in parametrization(number).tensors().items()}
+
+    def facts(self, parametrization: Parametrization, number: int) -> dict[str, Any]:
+        """What an interrupted run and the one that goes on must have in common of this prompt."""
+        state = parametrization.state_of(number).values()
+        return {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "template": self.task.template.source,
             "labels": [list(self.task.labels), list(self.task.words)],
@@ -176,142 +217,25 @@ class _Run:
             "max_length": self.task.max_length,
             "method": self.method.NAME,
             **{f"method's {name}": value for name, value in self.method.settings().items()},
-            **self.settings.facts(),
-            "training rows": _digest(data),
-            "evaluation rows": _digest(held_out),
-            "start": hashlib.sha256(b"".join(t.numpy().tobytes() for t in self.start.values())).hexdigest(),
+            "training rows": _digest(self.data),
+            "evaluation rows": _digest(self.held_out),
+            "start": hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in state)).hexdigest(),
         }
-        return json.loads(json.dumps(facts))
 
-    def __call__(self, data: list[Example], held_out: list[Example], folder: Path, *, resume: bool) -> Result:
-        began = time.monotonic()
-        left = self._read_ahead([*(data if self.method.LEARNS else ()), *held_out])
-        read = time.monotonic()
-        history: Sequence[Mapping[str, float]] = []
-        metrics: Mapping[str, float] | None = None
-        outcome = self.parametrization
-        if self.method.LEARNS:
-            trainer = self._make_trainer(data, held_out, folder)
-            trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
-            outcome, history, metrics = trainer.learner.outcome, trainer.state.log_history, trainer.kept
-        trained = time.monotonic()
-        if held_out:
-            # A resumed run may have been measured at its best before it was interrupted.
-            metrics = metrics or self._measure(held_out, outcome)
-        else:
-            losses = [entry["loss"] for entry in history if "loss" in entry]
-            metrics = {"train_loss": losses[-1]} if losses else {}
-        prompt = self._prompt(
-            outcome,
-            metrics,
-            {
-                **(self.settings.facts() | {"learning_rate": self.learning_rate} if self.method.LEARNS else {}),
-                "training_rows": len(data),
-                "evaluation_rows": len(held_out),
-                "rows_cut": sum(e.cut > 0 for e in [*data, *held_out]),
-                "texts_not_kept": left,
-                "computation_shared": self.backbone.lowers,
-                "trained_parameters": count([p for group in outcome.groups().values() for p in group]),
-                "reading_seconds": round(read - began, 1),
-                "training_seconds": round(trained - read, 1),
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-            },
-        )
-        return Result(prompt, metrics, None, history)
+    def measure(
+        self, forward: Forward, parametrization: Parametrization, number: int, progress: Callable[[int], Any]
+    ) -> dict[str, float]:
+        """The metrics on the rows that are held out."""
+        # Compiled for this evaluation only: the values go on changing.
+        filling = Filling(parametrization(number), {})
+        return measure(forward, self.maker.verbalizer, self.held_out, filling, self.settings.eval_batch_size, progress)
 
-    def begin_from(self, start: str | Path | SavedPrompt) -> None:
-        """Take the parameters of a saved prompt for the start.
-
-        Raises:
-            SettingsError: it is of another method, or of another shape, or its parameters were not saved.
-            ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
-        """
-        saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
-        where = "start" if isinstance(start, SavedPrompt) else str(start)
-        saved.check(self.backbone, where)
-        if saved.method.NAME != self.method.NAME or saved.state is None:
-            raise SettingsError(
-                f"it is a {saved.method.NAME} prompt"
-                + (", not " + self.method.NAME if saved.state is not None else " without its parameters"),
-                where=where,
-                instead=f"Give a {self.method.NAME} prompt with its training.safetensors.",
-            )
-        own = {name: list(t.shape) for name, t in self.parametrization.state_dict().items()}
-        theirs = {name: list(t.shape) for name, t in saved.state.parameters.items()}
-        if own != theirs:
-            raise SettingsError(
-                f"its parameters are {theirs}, those asked for {own}",
-                where=where,
-                instead="Give the settings and the slots' lengths that it was trained with.",
-            )
-        self.parametrization.load_state_dict(dict(saved.state.parameters))
-        self._note_start()
-
-    def _note_start(self) -> None:
-        # A copy: what `tensors` gives may share memory with the parameters.
-        self.start = {name: t.clone() for name, t in self.parametrization().tensors().items()}
-
-    def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
-        """Save the last good parameters beside the output, and say where."""
-        trainer = self._trainer
-        if trainer is None or trainer.last_good is None:
-            return error
-        self.parametrization.load_state_dict(trainer.last_good)
-        place = output.with_name(output.name + ".last-good")
-        prompt = self._prompt(self.parametrization, {}, {**self.settings.facts(), "diverged_at_step": error.step})
-        try:
-            artifact.save(prompt, place, overwrite=True)
-            where = f"the prompt before it is in {place}"
-            # Going on from a checkpoint would end in the same way.
-            shutil.rmtree(folder, ignore_errors=True)
-        except SoftpromptError as cause:
-            where = f"the prompt before it could not be saved ({cause})"
-        return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
-
-    def _make_trainer(self, data: Sequence[Example], held_out: Sequence[Example], folder: Path) -> LearnerTrainer:
-        loss = AnswerLoss.of(self.settings, self.maker.verbalizer)
-        learner = Learner(self.parametrization, Objective(self.forward, [loss]))
-        self._trainer = LearnerTrainer(
-            learner,
-            self.settings,
-            self.learning_rate,
-            Shuffled([(0, example) for example in data], self.settings.batch_size, self.settings.seed),
-            folder,
-            (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
-            best_by="accuracy" if self.task.classifies else "loss",
-            device=self.backbone.device,
-            progress=self.progress,
-            callbacks=self.callbacks,
-        )
-        return self._trainer
-
-    def _read_ahead(self, examples: Sequence[Example]) -> int:
-        plans = [self.forward.plan(e) for e in examples]
-        texts = len({(p.head, p.text) for p in plans if p.text})
-        with bar("Reading texts once", texts, "text", show=self.progress and texts > 0) as reading:
-            return self.forward.reader.read_ahead(plans, reading.update)
-
-    def _measure(self, examples: Sequence[Example], parametrization: Parametrization) -> dict[str, float]:
-        with (
-            torch.no_grad(),
-            bar("Evaluating", len(examples), "row", show=self.progress, leave=False) as evaluating,
-        ):
-            # Compiled for this evaluation only: the values go on changing.
-            filling = Filling(parametrization(), {})
-            return measure(
-                self.forward,
-                self.maker.verbalizer,
-                examples,
-                filling,
-                self.settings.eval_batch_size,
-                evaluating.update,
-            )
-
-    def _prompt(
-        self, parametrization: Parametrization, metrics: Mapping[str, float], facts: Mapping[str, Any]
+    def prompt(
+        self, parametrization: Parametrization, number: int, metrics: Mapping[str, float], facts: Mapping[str, Any]
     ) -> SavedPrompt:
-        values = parametrization()
+        """What is saved."""
+        values = parametrization(number)
+        state = {name: t.detach().cpu().clone() for name, t in parametrization.state_of(number).items()}
         return SavedPrompt(
             method=self.method,
             task=self.task,
@@ -322,15 +246,17 @@ class _Run:
             dtype=str(self.backbone.dtype).removeprefix("torch."),
             training=facts,
             metrics=metrics,
-            state=TrainingState(
-                {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, self.start
-            )
-            if self.method.LEARNS
-            else None,
+            state=TrainingState(state, self.start) if self.method.LEARNS else None,
         )
 
 
-def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
+def host(backbone: Backbone, makers: Sequence[ExampleMaker]) -> Host:
+    """What a method may know of the model.
+
+    Args:
+        makers: of the tasks whose prompts it makes.
+    """
+    words = dict.fromkeys(word for maker in makers if maker.verbalizer for word in maker.verbalizer.words)
     tokenizer = backbone.tokenizer
     return Host(
         size=backbone.vocabulary_size,
@@ -340,7 +266,7 @@ def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
         | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special},
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         embed=lambda ids: backbone.embed(ids.to(backbone.device)).float().cpu(),
-        labels=maker.verbalizer.words if maker.verbalizer else (),
+        labels=tuple(words),
         sites=backbone.site_shapes,
         attend=backbone.attended if backbone.sites else None,
     )

@@ -6,11 +6,14 @@ from typing import Any
 from softprompt.errors import SettingsError
 from softprompt.prompts.hard_prompt import HardPrompt
 from softprompt.prompts.method import Method
+from softprompt.prompts.multitask import MultitaskPromptTuning
 from softprompt.prompts.p_tuning import PTuning
 from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
 
-METHODS: dict[str, type[Method]] = {method.NAME: method for method in (HardPrompt, PromptTuning, PrefixTuning, PTuning)}
+METHODS: dict[str, type[Method]] = {
+    method.NAME: method for method in (HardPrompt, PromptTuning, PrefixTuning, PTuning, MultitaskPromptTuning)
+}
 
 
 def method_named(name: str, settings: Mapping[str, Any]) -> Method:
@@ -32,4 +35,13 @@ def method_named(name: str, settings: Mapping[str, Any]) -> Method:
     return METHODS[name](**settings)
 
 
-__all__ = ["METHODS", "HardPrompt", "Method", "PTuning", "PrefixTuning", "PromptTuning", "method_named"]
+__all__ = [
+    "METHODS",
+    "HardPrompt",
+    "Method",
+    "MultitaskPromptTuning",
+    "PTuning",
+    "PrefixTuning",
+    "PromptTuning",
+    "method_named",
+]
