@@ -85,6 +85,21 @@ class SavedPrompts:
         """Size of what serving needs, in bytes."""
         return sum(member.nbytes for member in self.members.values())
 
+    def check_ensemble(self, name: str) -> None:
+        """See that the prompts answer together.
+
+        Args:
+            name: how an error calls them.
+
+        Raises:
+            SettingsError: each has a task of its own.
+        """
+        if self.kind != "ensemble":
+            members = ", ".join(f"{name}/{member}" for member in self.members)
+            raise SettingsError(
+                f"it holds the prompts of {len(self.members)} tasks", where=name, instead=f"Give one: {members}."
+            )
+
     def check(self, backbone: Backbone, name: str) -> None:
         """See that the prompts belong to a backbone; as `SavedPrompt.check`."""
         for member, prompt in self.members.items():

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
-from softprompt import artifact
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
+from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
 from softprompt.run.score import label_log_probabilities
+from softprompt.run.vote import By, check_by, choice, mean_log_probabilities
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
 
@@ -45,8 +47,8 @@ class Classification:
     """The answer to a classification.
 
     Attributes:
-        label: the most probable label.
-        probabilities: of each label among the task's labels; they add up to one.
+        label: the most probable label, or what an ensemble voted for.
+        probabilities: of each label among the task's labels; they add up to one. Of an ensemble, the means.
         cut: how many tokens of the row's fields were cut away, because it was too long.
     """
 
@@ -80,6 +82,12 @@ class _Entry:
     filling: Filling
 
 
+@dataclass(frozen=True)
+class _Ensemble:
+    prompt: SavedPrompts
+    members: tuple[_Entry, ...]
+
+
 class Engine:
     """Answers with any number of prompts over one backbone; one batch may mix them.
 
@@ -99,23 +107,23 @@ class Engine:
         _check_positive("batch_size", batch_size)
         self.backbone, self.batch_size = backbone, batch_size
         self._forward = Forward(backbone)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry | _Ensemble] = {}
 
     @property
-    def prompts(self) -> Mapping[str, SavedPrompt]:
-        """The prompts by name."""
+    def prompts(self) -> Mapping[str, SavedPrompt | SavedPrompts]:
+        """The prompts, and ensembles of them, by name."""
         return {name: entry.prompt for name, entry in self._entries.items()}
 
-    def add(self, name: str, prompt: str | Path | SavedPrompt, *, replace: bool = False) -> None:
-        """Take a prompt in.
+    def add(self, name: str, prompt: str | Path | SavedPrompt | SavedPrompts, *, replace: bool = False) -> None:
+        """Take a prompt in, or an ensemble that answers as one.
 
         Args:
             name: what requests call it.
-            prompt: a saved prompt's folder, or a prompt.
+            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble.
             replace: whether a prompt of that name is replaced.
 
         Raises:
-            SettingsError: the name is taken, or empty.
+            SettingsError: the name is taken, or empty; or the folder holds prompts that each have a task of their own.
             ArtifactError: the folder cannot be read.
             MismatchError: it belongs to another backbone.
         """
@@ -125,19 +133,28 @@ class Engine:
                 where="name",
                 instead="Give another name, or replace=True." if name else "Give one.",
             )
-        if isinstance(prompt, SavedPrompt):
+        if isinstance(prompt, (SavedPrompt, SavedPrompts)):
             prompt.check(self.backbone, name)
             saved = prompt
         else:
-            saved = artifact.load(prompt, self.backbone)
+            saved = load_any(prompt, self.backbone)
+        entry: _Entry | _Ensemble
+        if isinstance(saved, SavedPrompts):
+            saved.check_ensemble(name if saved is prompt else str(prompt))
+            entry = _Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
+        else:
+            entry = self._taken_in(saved)
+        if name in self._entries:
+            self.remove(name)
+        self._entries[name] = entry
+
+    def _taken_in(self, saved: SavedPrompt) -> _Entry:
         maker, writer = (
             ExampleMaker(task, self.backbone.tokenizer, self.backbone.positions)
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
             for task in (saved.task, Task(saved.task.template, max_length=saved.task.max_length))
         )
-        if name in self._entries:
-            self.remove(name)
-        self._entries[name] = _Entry(saved, maker, writer, Filling(saved.values, {}))
+        return _Entry(saved, maker, writer, Filling(saved.values, {}))
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -151,29 +168,41 @@ class Engine:
         self._forward.reader.forget()
 
     @torch.no_grad()
-    def classify(self, requests: Sequence[Request]) -> list[Classification]:
+    def classify(self, requests: Sequence[Request], *, by: By = "vote") -> list[Classification]:
         """Choose a label for each request, in order.
+
+        Args:
+            requests: prompts and rows. One to an ensemble is answered by all of its prompts, in the same batches.
+            by: how an ensemble chooses: "vote" takes the label that most of its prompts choose, of equally many the one
+                with the highest mean probability; "mean" the one with the highest mean probability.
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt has no labels, or a row does not fit its template; the message says which request.
+            SettingsError: there is no such way to choose.
         """
-        entries, examples = self._read(requests, self._labelled_example)
-        answers: dict[int, Classification] = {}
+        check_by(by)
+        entries, examples, owners = self._read(requests, self._labelled_example)
+        answers: dict[int, Tensor] = {}
         for rows in self._batches(examples):
             fillings, which = self._fillings([entries[i] for i in rows])
             verbalizers = [entries[i].maker.verbalizer for i in rows]
             scores = label_log_probabilities(
                 self._forward, [examples[i] for i in rows], [v for v in verbalizers if v is not None], fillings, which
             )
-            for i, score in zip(rows, scores, strict=True):
-                labels = entries[i].prompt.task.labels
-                answers[i] = Classification(
-                    labels[int(score.argmax())],
-                    dict(zip(labels, score.exp().tolist(), strict=True)),
-                    examples[i].cut,
+            answers.update(zip(rows, scores, strict=True))
+        found = []
+        for own in owners:
+            each, labels = torch.stack([answers[i] for i in own]), entries[own[0]].prompt.task.labels
+            probabilities = mean_log_probabilities(each) if len(own) > 1 else each[0]
+            found.append(
+                Classification(
+                    labels[int(choice(each, by))],
+                    dict(zip(labels, probabilities.exp().tolist(), strict=True)),
+                    max(examples[i].cut for i in own),
                 )
-        return [answers[i] for i in range(len(requests))]
+            )
+        return found
 
     @torch.no_grad()
     def generate(
@@ -190,13 +219,16 @@ class Engine:
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
-            RequestError: a row does not fit its template; the message says which request.
+            RequestError: a row does not fit its template, or an ensemble is asked, whose prompts would each write
+                another text; the message says which request.
             SettingsError: `max_new_tokens` below 1, or an option or value that transformers does not take.
         """
         _check_positive("max_new_tokens", max_new_tokens)
         config = self._generation_config(max_new_tokens, options)
-        entries, examples = self._read(
-            requests, lambda entry, row, where: entry.writer(row, answered=False, where=where, room_for=max_new_tokens)
+        entries, examples, _ = self._read(
+            requests,
+            lambda entry, row, where: entry.writer(row, answered=False, where=where, room_for=max_new_tokens),
+            alone=True,
         )
         answers: dict[int, Generation] = {}
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
@@ -272,17 +304,31 @@ class Engine:
         except (ValueError, TypeError) as cause:
             raise _refused_options(cause) from cause
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> _Entry | _Ensemble:
         if name not in self._entries:
             known = ", ".join(self._entries) or "none"
             raise UnknownPromptError(f"there is no prompt called {name!r}", instead=f"There are: {known}.")
         return self._entries[name]
 
     def _read(
-        self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
-    ) -> tuple[list[_Entry], list[Example]]:
-        """All requests are read before the first is answered."""
-        entries, examples = [], []
+        self,
+        requests: Sequence[Request],
+        example: Callable[[_Entry, Mapping[str, Any], str], Example],
+        *,
+        alone: bool = False,
+    ) -> tuple[list[_Entry], list[Example], list[range]]:
+        """All requests are read before the first is answered.
+
+        Args:
+            alone: whether only single prompts may be asked.
+
+        Returns:
+            Prompts and examples to answer, and which of them are of each request: one, or one for each prompt of an
+            ensemble.
+        """
+        entries: list[_Entry] = []
+        examples: list[Example] = []
+        owners = []
         for number, request in enumerate(requests, 1):
             if not isinstance(request, tuple) or len(request) != 2:
                 raise RequestError(
@@ -294,12 +340,16 @@ class Engine:
             where = f"request {number} ({name})"
             try:
                 entry = self._entry(name)
-                examples.append(example(entry, row, getattr(row, "where", None) or where))
+                members = (entry,) if isinstance(entry, _Entry) else entry.members
+                if alone and isinstance(entry, _Ensemble):
+                    raise _no_writers(name, entry.prompt)
+                examples += [example(member, row, getattr(row, "where", None) or where) for member in members]
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
-            entries.append(entry)
-        return entries, examples
+            owners.append(range(len(entries), len(entries) + len(members)))
+            entries += members
+        return entries, examples, owners
 
     @staticmethod
     def _labelled_example(entry: _Entry, row: Mapping[str, Any], where: str) -> Example:
@@ -323,6 +373,13 @@ class Engine:
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
+
+
+def _no_writers(name: str, prompt: SavedPrompts) -> RequestError:
+    return RequestError(
+        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
+    )
 
 
 def _refused_options(cause: Exception) -> SettingsError:

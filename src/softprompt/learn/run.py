@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy
 import torch
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, float]
 
-Save = Callable[[Sequence[SavedPrompt], Path, bool], object]
-"""Writes the prompts of a run to a folder; the last argument tells whether what stands there is replaced."""
+T = TypeVar("T")
+"""What the prompts of a run are put together as: one prompt, or several that belong together."""
 
 Prepare = Callable[[Path, bool], Objective]
 """What is made small, given the folder for checkpoints and whether the run goes on."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[T]):
     """What a run yields.
 
     Attributes:
-        prompts: one for each member.
+        saved: the prompts, put together.
         history: what was logged, in order.
     """
 
-    prompts: Sequence[SavedPrompt]
+    saved: T
     history: Sequence[Metrics]
 
 
@@ -68,7 +68,7 @@ def check_place(output: str | Path | None, *, overwrite: bool, resume: bool) -> 
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[T]):
     """Everything that is decided before the first step.
 
     Attributes:
@@ -78,7 +78,8 @@ class Run:
         draw: the rows of each step, from 0.
         settings: how it is trained.
         prepare: makes the objective, where anything is learned.
-        save: writes the prompts.
+        together: puts the prompts, one for each member, together.
+        save: writes that to a folder; its last argument tells whether what stands there is replaced.
         title: what stands before the progress bar; None where no bars are shown.
         callbacks: of transformers' Trainer.
         more: what else an interrupted run and the one that goes on must have in common, as JSON holds it.
@@ -90,12 +91,13 @@ class Run:
     draw: Callable[[int], Sequence[Row]]
     settings: Settings
     prepare: Prepare
-    save: Save
+    together: Callable[[Sequence[SavedPrompt]], T]
+    save: Callable[[T, Path, bool], object]
     title: str | None
     callbacks: Sequence[TrainerCallback]
     more: Mapping[str, Any]
 
-    def __call__(self, output: Path | None, *, overwrite: bool, resume: bool) -> Outcome:
+    def __call__(self, output: Path | None, *, overwrite: bool, resume: bool) -> Outcome[T]:
         """Train and save.
 
         Args:
@@ -115,7 +117,7 @@ class Run:
         with checkpoints.held(folder), _callers_randomness():
             checkpoints.make_ready(folder, self.identity(), resume=resume, overwrite=overwrite)
             outcome = self._through(folder, output, resume=resume)
-            self.save(outcome.prompts, output, overwrite)
+            self.save(outcome.saved, output, overwrite)
             shutil.rmtree(folder, ignore_errors=True)
         return outcome
 
@@ -127,7 +129,7 @@ class Run:
             facts |= {f"{member.name}'s {name}" if member.name else name: fact for name, fact in own.items()}
         return json.loads(json.dumps({**facts, **self.settings.facts(), **self.more}))
 
-    def _through(self, folder: Path, output: Path | None, *, resume: bool) -> Outcome:
+    def _through(self, folder: Path, output: Path | None, *, resume: bool) -> Outcome[T]:
         learns = self.members[0].method.LEARNS
         objective = self.prepare(folder, resume) if learns else None
         began = time.monotonic()
@@ -170,7 +172,7 @@ class Run:
                 "trained_parameters": self._trained(number),
             }
             prompts.append(member.prompt(outcome, number, own, own_facts | facts))
-        return Outcome(prompts, history)
+        return Outcome(self.together(prompts), history)
 
     def _trained(self, number: int) -> int:
         """How many numbers a member's prompt was learned by."""
@@ -221,7 +223,7 @@ class Run:
         ]
         what = "the prompt" if len(prompts) == 1 else "the prompts"
         try:
-            self.save(prompts, place, True)
+            self.save(self.together(prompts), place, True)
             where = f"{what} before it {'is' if len(prompts) == 1 else 'are'} in {place}"
             # Going on from a checkpoint would end in the same way.
             shutil.rmtree(folder, ignore_errors=True)

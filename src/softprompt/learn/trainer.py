@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from softprompt.errors import DivergenceError, SaveError
 from softprompt.learn.checkpoints import history_of, step_of
+from softprompt.learn.evaluation import average
 from softprompt.learn.objective import Objective, Row
 from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
@@ -231,12 +232,6 @@ class LearnerTrainer(Trainer):
                 where=str(self.args.output_dir),
                 instead="Free some space and go on with resume (--resume).",
             ) from cause
-
-
-def average(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each metric that all have, the mean."""
-    common = [name for name in metrics[0] if all(name in own for own in metrics)]
-    return {name: sum(own[name] for own in metrics) / len(metrics) for name in common}
 
 
 def _diverged(what: str, step: int) -> DivergenceError:

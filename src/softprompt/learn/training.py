@@ -106,13 +106,12 @@ def train(
     outcome = run_alone(member, parametrization, "Training" if progress else None, callbacks)(
         output, overwrite=overwrite, resume=resume
     )
-    (prompt,) = outcome.prompts
-    return Result(prompt, prompt.metrics, output, outcome.history)
+    return Result(outcome.saved, outcome.saved.metrics, output, outcome.history)
 
 
 def run_alone(
     member: Member, parametrization: Parametrization, title: str | None, callbacks: Sequence[TrainerCallback]
-) -> Run:
+) -> Run[SavedPrompt]:
     """The run of one prompt; arguments as in `Run`."""
     settings = member.settings
     forward = Forward(member.backbone, budget=settings.cache_bytes)
@@ -123,7 +122,8 @@ def run_alone(
         draw=Shuffled([(0, example) for example in member.data], settings.batch_size, settings.seed),
         settings=settings,
         prepare=lambda folder, resume: Objective(forward, [member.loss]),
-        save=lambda prompts, place, overwrite: artifact.save(prompts[0], place, overwrite=overwrite),
+        together=lambda prompts: prompts[0],
+        save=lambda prompt, place, overwrite: artifact.save(prompt, place, overwrite=overwrite),
         title=title,
         callbacks=callbacks,
         more={},
@@ -137,7 +137,8 @@ class Member:
         name: what it is called beside others; empty where it is alone.
         task: with the lengths of all slots.
         maker: makes its examples.
-        data: the examples it learns from.
+        rows: what it learns from.
+        data: the examples of these.
         held_out: those it is measured on.
         start: its values before the first step, by name.
     """
@@ -147,6 +148,7 @@ class Member:
         self.task = resolve_task(task, method)
         self.maker = ExampleMaker(self.task, backbone.tokenizer, backbone.positions)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE
+        self.rows: Sequence[Mapping[str, Any]] = ()
         self.data: list[Example] = []
         self.held_out: list[Example] = []
         self.start: dict[str, Tensor] = {}
@@ -169,7 +171,7 @@ class Member:
         Raises:
             RequestError: a row cannot be used; the message names it.
         """
-        self.data = self.maker.all(train_rows)
+        self.rows, self.data = train_rows, self.maker.all(train_rows)
         self.held_out = self.maker.all(eval_rows) if eval_rows else []
 
     def begin_from(self, parametrization: Parametrization, start: Start) -> None:

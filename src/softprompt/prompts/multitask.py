@@ -1,4 +1,4 @@
-"""Multitask prompt tuning: a prompt that tasks share, and low-rank factors of each (Wang et al. 2023, arXiv 2303.02861)."""
+"""Multitask prompt tuning: one prompt for all tasks, low-rank factors for each (Wang et al. 2023, arXiv 2303.02861)."""
 
 from __future__ import annotations
 
