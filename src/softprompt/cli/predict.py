@@ -39,24 +39,38 @@ def predict(
     model: Model = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 32,
+    by: Annotated[
+        str, typer.Option(help="How an ensemble chooses: vote, or mean (the highest mean probability).")
+    ] = "vote",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a generated answer.")] = 32,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer one row, or every row of a file, with a saved prompt.
+    """Answer one row, or every row of a file, with a saved prompt or an ensemble of them.
 
     A row's answer is printed on a line of its own; with --json as an object with probabilities.
     """
-    from softprompt import artifact
     from softprompt.answer.engine import Engine
+    from softprompt.collection import SavedPrompts, load_any
+    from softprompt.run.vote import check_by
 
+    check_by(by)
     rows = _rows(fields, text, data)
-    prompt = artifact.load(folder)
+    prompt = load_any(folder)
+    if isinstance(prompt, SavedPrompts):
+        prompt.check_ensemble(str(folder))
+        if not prompt.task.classifies:
+            raise SettingsError(
+                f"it is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+                where=str(folder),
+                instead=f"Give one of them: {folder / next(iter(prompt.members))}.",
+            )
     engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0
-    for answer in _answers(engine, prompt.task.classifies, rows, max_new_tokens, not quiet and data is not None):
+    progress = not quiet and data is not None
+    for answer in _answers(engine, prompt.task.classifies, rows, by, max_new_tokens, progress):
         cut += answer["cut"] > 0
         if as_json:
             show_json(answer)
@@ -96,7 +110,7 @@ def _rows(fields: Sequence[str] | None, text: str | None, data: str | None) -> S
 
 
 def _answers(
-    engine: Engine, classifies: bool, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, progress: bool
+    engine: Engine, classifies: bool, rows: Sequence[Mapping[str, Any]], by: Any, max_new_tokens: int, progress: bool
 ) -> Iterator[dict[str, Any]]:
     from dataclasses import asdict
 
@@ -108,7 +122,9 @@ def _answers(
         for start in range(0, len(rows), portion):
             requests = [("prompt", row) for row in rows[start : start + portion]]
             answers: Sequence[Any] = (
-                engine.classify(requests) if classifies else engine.generate(requests, max_new_tokens=max_new_tokens)
+                engine.classify(requests, by=by)
+                if classifies
+                else engine.generate(requests, max_new_tokens=max_new_tokens)
             )
             answering.update(len(requests))
             yield from map(asdict, answers)

@@ -180,10 +180,10 @@ def check_sources(
     method: Method,
     settings: Settings,
     *,
-    distill: float,
-    teacher_steps: int | None,
-    teacher_learning_rate: float | None,
-    mixing_limit: int,
+    distill: float = DISTILL,
+    teacher_steps: int | None = None,
+    teacher_learning_rate: float | None = None,
+    mixing_limit: int = MIXING_LIMIT,
 ) -> None:
     """See, before a model is loaded, that tasks can be trained together; arguments as in `train_sources`.
 
