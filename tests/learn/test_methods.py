@@ -11,7 +11,7 @@ from softprompt import artifact
 from softprompt.answer.engine import Engine
 from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import evaluate
-from softprompt.prompts import HardPrompt, PrefixTuning, PromptTuning, PTuning
+from softprompt.prompts import HardPrompt, MultitaskPromptTuning, PrefixTuning, PromptTuning, PTuning
 from softprompt.text.task import Task
 from toys import LABELS, ROWS, at, interrupt, learn
 
@@ -23,6 +23,8 @@ METHODS = {
     "p-tuning-lstm": PTuning(tokens=3),
     "p-tuning-mlp": PTuning(tokens=3, encoder="mlp", residual=False),
     "p-tuning-direct": PTuning(tokens=3, encoder="none"),
+    "multitask": MultitaskPromptTuning(tokens=3),
+    "multitask-rank-2": MultitaskPromptTuning(tokens=3, rank=2, init="text", text="Topic"),
 }
 TASK = Task("Article: {text}\nTopic: {label}", LABELS)
 WRITING = Task("Article: {text}\nTopic: {label}")
