@@ -45,12 +45,17 @@ def assert_like_alone(result, **options) -> None:
         alone = learn(seed=int(name.removeprefix("seed-")), **options).prompt
         assert alone.state.start.keys() == member.state.start.keys()
         assert all(torch.equal(member.state.start[n], t) for n, t in alone.state.start.items())
-        for kind in ("values", "state"):
-            mine, theirs = (p.values.tensors() if kind == "values" else p.state.parameters for p in (member, alone))
-            assert mine.keys() == theirs.keys()
-            for n, tensor in theirs.items():
-                torch.testing.assert_close(mine[n], tensor, rtol=1e-5, atol=1e-5)
-        assert member.metrics == pytest.approx(dict(alone.metrics), rel=1e-4)
+        mine, theirs = member.values.tensors(), alone.values.tensors()
+        assert mine.keys() == theirs.keys()
+        for n, tensor in theirs.items():
+            torch.testing.assert_close(mine[n], tensor, rtol=1e-5, atol=1e-5)
+        # AdamW divides a gradient by its own size: where an encoder's is next to nothing, rounding shows in the step.
+        mine, theirs = member.state.parameters, alone.state.parameters
+        assert mine.keys() == theirs.keys()
+        for n, tensor in theirs.items():
+            torch.testing.assert_close(mine[n], tensor, rtol=1e-4, atol=1e-4)
+        if "train_loss" not in alone.metrics:  # of an ensemble it is known as the mean alone
+            assert member.metrics == pytest.approx(dict(alone.metrics), rel=1e-4)
         assert member.training["seed"] == alone.training["seed"]
         assert member.training["trained_parameters"] == alone.training["trained_parameters"]
 
@@ -76,7 +81,9 @@ def test_wherever_it_stands_and_whatever_it_answers(family, labels, template):
 
 def test_gradients_are_clipped_and_the_best_is_kept_for_each_by_itself():
     """Clipped together, or kept by the mean, these would come out otherwise: both matter here."""
-    options = {"eval_rows": ROWS, "steps": 12, "eval_every": 1, "learning_rate": 0.3, "max_grad_norm": 0.05}
+    # Half of what is asked is the opposite of what is learned: at some step a prompt is at its best.
+    asked = [{**row, "label": LABELS[LABELS.index(row["label"]) ^ (i % 2)]} for i, row in enumerate(ROWS)]
+    options = {"eval_rows": asked, "steps": 12, "eval_every": 1, "learning_rate": 0.2, "max_grad_norm": 0.05}
     result = learn_ensemble(seeds=[7, 0, 3], **options)
     assert list(result.prompts.members) == ["seed-7", "seed-0", "seed-3"]
     assert_like_alone(result, **options)
@@ -105,15 +112,21 @@ def test_what_is_logged_are_the_means():
 
 def test_texts_are_read_once_for_all():
     """Behind the text, a step computes the slot and what follows it, and nothing of the text."""
-    backbone = tiny.backbone()
+    backbone, task = tiny.backbone(), Task(BEHIND, LABELS)
     with reference.inputs_of(reference.first_site(backbone)) as alone:
-        learn(backbone, Task(BEHIND, LABELS), eval_rows=None)
+        learn(backbone, task, eval_rows=None)
     with reference.inputs_of(reference.first_site(backbone)) as together:
-        learn_ensemble(backbone, Task(BEHIND, LABELS), eval_rows=None)
-    reading = [t.shape for t in alone if t.shape == together[0].shape][:1]
-    assert reading == [together[0].shape]
-    positions = [sum(t.shape[0] * t.shape[1] for t in calls[1:]) for calls in (alone, together)]
-    assert positions[1] == 3 * positions[0]
+        learn_ensemble(backbone, task, eval_rows=None)
+    # First the hard text in front, then all texts; the rest are steps.
+    reading, steps = ([[t.shape for t in calls[part]] for calls in (alone, together)] for part in (_READING, _STEPS))
+    assert reading[0] == reading[1]
+    assert reading[0][1][0] == len(ROWS)
+    assert len(steps[0]) == len(steps[1]) == 6
+    assert [shape[0] for shape in steps[1]] == [3 * shape[0] for shape in steps[0]]
+    assert [shape[1] for shape in steps[1]] == [shape[1] for shape in steps[0]]
+
+
+_READING, _STEPS = slice(0, 2), slice(2, None)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +154,7 @@ def test_a_prompt_of_an_ensemble_is_begun_from(ensemble):
     one = ensemble.path / "seed-1"
     result = learn(start=one, steps=1)
     assert torch.equal(result.prompt.state.start["embeddings"], artifact.load(one).values.embeddings)
-    with pytest.raises(SettingsError, match="it takes one prompt, not 3. Give the folder of one"):
+    with pytest.raises(SettingsError, match=r"it takes one prompt, not 3. Give the folder of one"):
         learn(start=ensemble.path, steps=1)
 
 
@@ -228,7 +241,7 @@ def test_what_an_ensemble_cannot_do_is_refused_by_name(ensemble, tmp_path):
     engine.add("topic", ensemble.path)
     with pytest.raises(RequestError, match=r"request 1 \(topic\): 'topic' is an ensemble of 3 prompts.*seed-0"):
         engine.generate([("topic", ROWS[0])])
-    with pytest.raises(SettingsError, match="by is 'dice'. Use one of vote, mean"):
+    with pytest.raises(SettingsError, match=r"by is 'dice'. Use one of vote, mean"):
         engine.classify([("topic", ROWS[0])], by="dice")
     with pytest.raises(RequestError, match=r"request 2 \(topic\): field 'text' is missing"):
         engine.classify([("topic", ROWS[0]), ("topic", {})])
@@ -238,7 +251,7 @@ def test_what_an_ensemble_cannot_do_is_refused_by_name(ensemble, tmp_path):
             engine.add("sources", given)
     with pytest.raises(SettingsError, match="it holds the prompts of 2 tasks"):
         evaluate(reference.backbone("llama"), shared.prompts, ROWS, progress=False)
-    with pytest.raises(MismatchError, match="seed-0: .*model fingerprint"):
+    with pytest.raises(MismatchError, match=r"seed-0: .*model fingerprint"):
         Engine(tiny.backbone(seed=1)).add("topic", ensemble.path)
 
 

@@ -129,10 +129,9 @@ def train_sources(
     """
     from softprompt import artifact
     from softprompt import data as files
-    from softprompt.learn.sources import Source, check_sources
+    from softprompt.learn.sources import Source
     from softprompt.learn.sources import train_sources as run
 
-    check_sources(list(tasks), method, common["settings"], **options)
     artifact.check_output(common["output"], overwrite=common["overwrite"])
     sources = {
         name: Source(

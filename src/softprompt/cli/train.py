@@ -147,6 +147,7 @@ def train(
     from softprompt import artifact
     from softprompt import data as files
     from softprompt.learn.settings import Settings
+    from softprompt.learn.sources import check_sources
     from softprompt.learn.training import train as run
     from softprompt.prompts import method_named
     from softprompt.text.task import Task
@@ -188,6 +189,7 @@ def train(
     if several.names_sources(data):
         several.refuse({"--from": begin_from, "--seeds": seeds}, "it is for one task")
         places = several.named(data, "--data")
+        check_sources(list(places), chosen, settings, **of_sources)
         templates, words = (
             several.for_each(values, option, list(places))
             for values, option in ((template, "--template"), (labels, "--labels"))
