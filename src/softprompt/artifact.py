@@ -123,6 +123,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+M = TypeVar("M", bound=Strict)
+
+
 class _Method(Strict):
     name: str
     settings: dict[str, Any]
@@ -373,9 +376,6 @@ def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor
         training=dict(prompt.training),
         metrics=dict(prompt.metrics),
     )
-
-
-M = TypeVar("M", bound=Strict)
 
 
 def read_json(kind: type[M], content: bytes, where: Path) -> M:
