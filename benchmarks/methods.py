@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py [--seeds 3] [--steps 60] [--only NAME,...] [--json FILE]
 
-SmolLM2-135M in bfloat16, five topics, every article cut to its first 60 tokens; 250 articles to learn from, 100 to choose
-the best step by, 200 others to measure on, drawn anew for each seed. Every method has the same articles, steps and rows
-a step; what differs, seconds among it, is in the table. The start is the prompt before the first step.
+SmolLM2-135M in bfloat16, five topics, every article cut to its first 60 tokens; 250 articles to learn from, 100 to
+choose the best step by, 200 others to measure on, drawn anew for each seed. Every method has the same articles, steps
+and rows a step; what differs, seconds among it, is in the table. The start is the prompt before the first step.
 
 Multitask prompt tuning begins from three source tasks, pairs of topics under other wordings, learned from 60 articles a
 topic that stand in none of these sets; their training is not in its seconds.

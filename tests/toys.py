@@ -16,9 +16,11 @@ import reference
 import tiny
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
+from softprompt.learn.ensemble import EnsembleResult, train_ensemble
+from softprompt.learn.sources import Source, SourcesResult, train_sources
 from softprompt.learn.trainer import Learner
 from softprompt.learn.training import Result, train
-from softprompt.prompts import Method, PromptTuning
+from softprompt.prompts import Method, MultitaskPromptTuning, PromptTuning
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
@@ -40,6 +42,50 @@ ROWS = [
     {"text": "the match", "label": "sports"},
     {"text": "the market, and the market", "label": "business"},
 ]
+
+TONES = Task("{text}{soft:4} is {label}", {"good": "won", "bad": "fell"})
+"""Another task, its slot elsewhere and its label words others."""
+
+TONE_ROWS = [
+    {"text": "the team won", "label": "good"},
+    {"text": "the market fell, and fell", "label": "bad"},
+    {"text": "x", "label": "good"},
+    {"text": "the match", "label": "bad"},
+]
+
+
+def sources(*, measured: bool = True, **more: Source) -> dict[str, Source]:
+    """Two tasks of unequal size, and more if they are given."""
+    topic = Source(TOPICS, ROWS, ROWS[:4] if measured else None)
+    tone = Source(TONES, TONE_ROWS, TONE_ROWS[:3] if measured else None)
+    return {"topic": topic, "tone": tone, **more}
+
+
+def learn_together(
+    backbone: Backbone | None = None,
+    tasks: Mapping[str, Source] | None = None,
+    method: Method | None = None,
+    **options: Any,
+) -> SourcesResult:
+    """A few steps of several tasks on a tiny Llama, unless said otherwise."""
+    usual = {"steps": 6, "batch_size": 4, "learning_rate": 0.1, "progress": False}
+    method = method or MultitaskPromptTuning(tokens=4)
+    return train_sources(backbone or tiny.backbone(), tasks or sources(), method, **usual | options)
+
+
+def learn_ensemble(
+    backbone: Backbone | None = None,
+    task: Task = TOPICS,
+    rows: Sequence[Mapping[str, Any]] = ROWS,
+    eval_rows: Sequence[Mapping[str, Any]] | None = ROWS,
+    method: Method | None = None,
+    **options: Any,
+) -> EnsembleResult:
+    """A few steps of three seeds on a tiny Llama, unless said otherwise."""
+    usual = {"steps": 6, "batch_size": 4, "learning_rate": 0.1, "progress": False, "seeds": 3}
+    return train_ensemble(
+        backbone or tiny.backbone(), task, method or PromptTuning(tokens=4), rows, eval_rows, **usual | options
+    )
 
 
 def learn(

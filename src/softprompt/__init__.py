@@ -18,11 +18,17 @@ _HOMES = {
     "PrefixTuning": "softprompt.prompts",
     "PTuning": "softprompt.prompts",
     "ContextAwarePromptTuning": "softprompt.prompts",
+    "MultitaskPromptTuning": "softprompt.prompts",
     "Settings": "softprompt.learn.settings",
     "train": "softprompt.learn.training",
+    "Source": "softprompt.learn.sources",
+    "train_sources": "softprompt.learn.sources",
+    "train_ensemble": "softprompt.learn.ensemble",
     "evaluate": "softprompt.learn.evaluation",
     "load": "softprompt.artifact",
+    "load_all": "softprompt.collection",
     "save": "softprompt.artifact",
+    "save_all": "softprompt.collection",
     "Engine": "softprompt.answer.engine",
     "SoftpromptError": "softprompt.errors",
 }
@@ -34,12 +40,18 @@ if TYPE_CHECKING:
     from softprompt.artifact import load as load
     from softprompt.artifact import save as save
     from softprompt.backbone.backbone import Backbone as Backbone
+    from softprompt.collection import load_all as load_all
+    from softprompt.collection import save_all as save_all
     from softprompt.errors import SoftpromptError as SoftpromptError
+    from softprompt.learn.ensemble import train_ensemble as train_ensemble
     from softprompt.learn.evaluation import evaluate as evaluate
     from softprompt.learn.settings import Settings as Settings
+    from softprompt.learn.sources import Source as Source
+    from softprompt.learn.sources import train_sources as train_sources
     from softprompt.learn.training import train as train
     from softprompt.prompts import ContextAwarePromptTuning as ContextAwarePromptTuning
     from softprompt.prompts import HardPrompt as HardPrompt
+    from softprompt.prompts import MultitaskPromptTuning as MultitaskPromptTuning
     from softprompt.prompts import PrefixTuning as PrefixTuning
     from softprompt.prompts import PromptTuning as PromptTuning
     from softprompt.prompts import PTuning as PTuning

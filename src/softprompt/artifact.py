@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,6 +37,8 @@ FORMAT = 1
 """Version of the layout. A reader refuses a newer one."""
 
 MANIFEST, PROMPT, TRAINING, CARD = "prompt.json", "prompt.safetensors", "training.safetensors", "README.md"
+COLLECTION = "prompts.json"
+"""What a folder of several prompts has instead of a manifest; see `softprompt.collection`."""
 _START = "start."
 _PARAMETERS = "parameters."
 _HEAD = "head."
@@ -128,36 +130,41 @@ class SavedPrompt:
                 )
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a JSON file, nothing in it optional, unknown or of another type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class _Method(_Strict):
+M = TypeVar("M", bound=Strict)
+
+
+class _Method(Strict):
     name: str
     settings: dict[str, Any]
 
 
-class _Backbone(_Strict):
+class _Backbone(Strict):
     name: str
     fingerprint: str
     dtype: str
 
 
-class _Tokenizer(_Strict):
+class _Tokenizer(Strict):
     fingerprint: str
 
 
-class _Tensor(_Strict):
+class _Tensor(Strict):
     shape: list[int]
     dtype: str
 
 
-class _File(_Strict):
+class _File(Strict):
     sha256: str
     tensors: dict[str, _Tensor]
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """`prompt.json`, as it is written."""
 
     format: int = Field(ge=1)
@@ -187,6 +194,10 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
     path = Path(path)
     if not path.name or path.name in (".", ".."):
         raise OutputError("it has no name of its own", where=str(path), instead="Give a folder such as prompts/topic.")
+    if (path.parent / COLLECTION).is_file():
+        raise OutputError(
+            f"{path.parent} holds prompts that belong together", where=str(path), instead="Give a folder elsewhere."
+        )
     try:
         # As long as the longest name that may come to stand beside it.
         atomic.standing(path.with_name(f"{path.name}.last-good"))
@@ -202,12 +213,28 @@ def check_output(path: str | Path, *, overwrite: bool) -> None:
         return
     if standing.is_dir() and not any(standing.iterdir()):
         return
-    if not standing.is_dir() or not (standing / MANIFEST).is_file():
+    several = (standing / COLLECTION).is_file()
+    if not standing.is_dir() or not (several or (standing / MANIFEST).is_file()):
         raise OutputError("something other than a prompt stands there", where=str(path), instead="Give another folder.")
+    # Only what was written together is replaced together.
+    strange = [p.name for p in standing.iterdir() if p.name not in (COLLECTION, CARD) and not _is_prompt(p)]
+    if several and strange:
+        raise OutputError(
+            f"something other than prompts stands there: {', '.join(sorted(strange))}",
+            where=str(path),
+            instead="Move it away, or give another folder.",
+        )
     if not overwrite:
         raise OutputError(
-            "a prompt stands there", where=str(path), instead="Give another folder, or say overwrite (--overwrite)."
+            f"{'prompts stand' if several else 'a prompt stands'} there",
+            where=str(path),
+            instead="Give another folder, or say overwrite (--overwrite).",
         )
+
+
+def _is_prompt(folder: Path) -> bool:
+    names = (MANIFEST, PROMPT, TRAINING, CARD)
+    return (folder / MANIFEST).is_file() and all(p.name in names for p in folder.iterdir())
 
 
 def save(prompt: SavedPrompt, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -219,24 +246,42 @@ def save(prompt: SavedPrompt, path: str | Path, *, overwrite: bool = False) -> P
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
+    put(path, packed(prompt, Path(os.path.realpath(path)).name), overwrite=overwrite)
+    return path
+
+
+def packed(prompt: SavedPrompt, name: str) -> dict[str, bytes]:
+    """The files of a prompt's folder.
+
+    Args:
+        name: of the folder.
+    """
     contents = {PROMPT: prompt.tensors()}
     if prompt.state is not None:
         contents[TRAINING] = _joined(prompt.state)
     tensors = {name: write_tensors(content, {"format": "pt"}) for name, content in contents.items()}
     manifest = _manifest(prompt, {name: (contents[name], data) for name, data in tensors.items()})
-    files = {
-        MANIFEST: (json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2) + "\n").encode(),
-        CARD: card(prompt, Path(os.path.realpath(path)).name).encode(),
-    }
+    return {MANIFEST: as_json(manifest), CARD: card(prompt, name).encode()} | tensors
+
+
+def as_json(manifest: BaseModel) -> bytes:
+    return (json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2) + "\n").encode()
+
+
+def put(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
+    """Write a folder, whole or not at all.
+
+    Raises:
+        SaveError: it could not be written. What stood there before is whole.
+    """
     try:
-        atomic.write(path, files | tensors, replace=overwrite)
+        atomic.write(path, files, replace=overwrite)
     except OSError as cause:
         raise SaveError(
             f"the prompt could not be written: {cause.strerror or cause}",
             where=str(path),
             instead="What stood there before is whole. Free some space or give another folder, and try again.",
         ) from cause
-    return path
 
 
 def load(path: str | Path, backbone: Backbone | None = None, *, training: bool = False) -> SavedPrompt:
@@ -252,26 +297,57 @@ def load(path: str | Path, backbone: Backbone | None = None, *, training: bool =
         MismatchError: it belongs to another backbone or tokenizer.
     """
     path = Path(path)
-    wanted = [MANIFEST, PROMPT, *([TRAINING] if training else [])]
+    saved = unpacked(fetch(path, [*contained(training=training), COLLECTION]), path, training=training)
+    if backbone is not None:
+        saved.check(backbone, str(path))
+    return saved
+
+
+def contained(*, training: bool) -> tuple[str, ...]:
+    """The files of a prompt's folder that are read."""
+    return (MANIFEST, PROMPT, TRAINING) if training else (MANIFEST, PROMPT)
+
+
+def fetch(path: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """The contents of a folder's files; one that is not there is left out.
+
+    Raises:
+        ArtifactError: there is no such folder, or it cannot be read.
+    """
     try:
-        files = atomic.read(path, wanted)
+        return atomic.read(path, names)
     except FileNotFoundError:
         raise ArtifactError("there is no such folder", where=str(path), instead="Give a prompt's folder.") from None
     except OSError as cause:
         raise ArtifactError(
             f"it cannot be read: {cause}", where=str(path), instead="Give a prompt's folder."
         ) from cause
+
+
+def unpacked(files: Mapping[str, bytes], path: Path, *, training: bool) -> SavedPrompt:
+    """The inverse of `packed`, all of it checked.
+
+    Args:
+        path: how an error calls the folder.
+        training: whether to read what going on training needs, too.
+
+    Raises:
+        ArtifactError: it is no prompt, or a name, shape, dtype or checksum does not fit; the message says which.
+    """
     if MANIFEST not in files:
-        raise ArtifactError(f"it has no {MANIFEST}", where=str(path), instead="Give a prompt's folder.")
-    manifest = _read_manifest(files[MANIFEST], path / MANIFEST)
-    tensors = {name: _read_file(manifest, files, name, path) for name in wanted[1:]}
+        several = "several prompts, each in a folder of its own" if COLLECTION in files else None
+        raise ArtifactError(
+            f"it holds {several}" if several else f"it has no {MANIFEST}",
+            where=str(path),
+            instead="Give the folder of one of them." if several else "Give a prompt's folder.",
+        )
+    manifest = read_json(Manifest, files[MANIFEST], path / MANIFEST)
+    tensors = {name: _read_file(manifest, files, name, path) for name in contained(training=training)[1:]}
     try:
         saved = _restore(manifest, tensors)
     except (RequestError, TypeError) as cause:  # TypeError: a setting of another type
         raise ArtifactError(f"it does not hold together: {cause}", where=str(path / MANIFEST)) from cause
     _check_values(saved, manifest, path)
-    if backbone is not None:
-        saved.check(backbone, str(path))
     return saved
 
 
@@ -319,7 +395,15 @@ def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor
     )
 
 
-def _read_manifest(content: bytes, where: Path) -> Manifest:
+def read_json(kind: type[M], content: bytes, where: Path) -> M:
+    """A JSON file of ours.
+
+    Args:
+        where: how an error calls it.
+
+    Raises:
+        ArtifactError: it is damaged, of a newer format, or something in it is missing, unknown or of another type.
+    """
     try:
         parsed = json.loads(content)
         version = parsed.get("format") if isinstance(parsed, dict) else None
@@ -329,7 +413,7 @@ def _read_manifest(content: bytes, where: Path) -> Manifest:
                 where=str(where),
                 instead="Install a newer softprompt.",
             )
-        return Manifest.model_validate(parsed)
+        return kind.model_validate(parsed)
     except ValidationError as cause:
         first = cause.errors()[0]
         place = ".".join(map(str, first["loc"])) or "it"

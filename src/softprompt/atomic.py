@@ -1,4 +1,4 @@
-"""A folder of small files, written whole or not at all.
+"""A folder of small files, some of them maybe in folders of its own, written whole or not at all.
 
 The files go into `.NAME.partial` beside the target, are flushed to the disk and then renamed into place. A folder that
 is replaced steps aside as `.NAME.replaced` first and is deleted last. Of these three names only `.NAME.partial` may
@@ -33,7 +33,7 @@ def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
 
     Args:
         target: the folder; parents are made as needed. A symbolic link is followed.
-        files: contents by file name.
+        files: contents by file name; `FOLDER/NAME` for one in a folder of its own.
         replace: whether a folder that stands there is replaced. An empty one always is.
 
     Raises:
@@ -62,9 +62,15 @@ def write(target: Path, files: Mapping[str, bytes], *, replace: bool) -> None:
 
 
 def standing(target: Path) -> Path | None:
-    """Where the folder is: under its name, set aside by a writer that was killed, or nowhere (None)."""
+    """Where the folder is: under its name, set aside by a writer that was killed, or nowhere (None).
+
+    A folder inside one that was written is found there, too.
+    """
     target = _followed(target)
-    return next((place for place in (target, _replaced(target)) if place.exists()), None)
+    places = [target, _replaced(target)]
+    if target.name and not target.parent.exists():
+        places.append(_replaced(target.parent) / target.name)
+    return next((place for place in places if place.exists()), None)
 
 
 def read(target: Path, names: Iterable[str]) -> dict[str, bytes]:
@@ -130,12 +136,16 @@ def _settle(target: Path) -> None:
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
     os.mkdir(folder)
+    inner = {(folder / name).parent for name in files} - {folder}
+    for place in inner:
+        os.mkdir(place)
     for name, content in files.items():
         with open(folder / name, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    _flush_folder(folder)
+    for place in (*inner, folder):
+        _flush_folder(place)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softprompt.text.task import SPOKEN
@@ -13,6 +13,7 @@ from softprompt.text.template import Slot
 
 if TYPE_CHECKING:
     from softprompt.artifact import SavedPrompt
+    from softprompt.collection import SavedPrompts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -33,6 +34,40 @@ def card(saved: SavedPrompt, name: str) -> str:
         _metrics(saved),
         _training(saved),
         _use(saved, name),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def collection_card(saved: SavedPrompts, name: str) -> str:
+    """Markdown: what prompts belong together, how good each is, and how they are used.
+
+    Args:
+        name: of their folder.
+    """
+    ensemble = saved.kind == "ensemble"
+    about = (
+        f"{len(saved.members)} soft prompts of one task for the frozen model {_code(saved.backbone_name)}, made with "
+        "softprompt; asked together, they vote on the label."
+        if ensemble
+        else f"Soft prompts of {len(saved.members)} tasks for the frozen model {_code(saved.backbone_name)}, made with "
+        "softprompt in one training, in which they shared a part. Each is a prompt by itself; another task may begin "
+        "from all of them."
+    )
+    metrics = list(dict.fromkeys(metric for member in saved.members.values() for metric in member.metrics))
+    rows = [
+        (_cell(member), *(f"{prompt.metrics[m]:.4g}" if m in prompt.metrics else "" for m in metrics))
+        for member, prompt in saved.members.items()
+    ]
+    sections = [
+        _front_matter(saved.first),
+        f"# {_escaped(name)}",
+        about,
+        "## Prompts\n\n" + _table(("prompt", *map(_cell, metrics)), rows),
+        _metrics(saved),
+        _facts(dict(saved.training)),
+        _use(saved.first, name if ensemble else f"{name}/{next(iter(saved.members))}")
+        if saved.task.classifies or not ensemble
+        else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -75,14 +110,17 @@ def _labels(saved: SavedPrompt) -> str:
     return "## Labels\n\n" + _table(("label", "word the model answers with"), rows)
 
 
-def _metrics(saved: SavedPrompt) -> str:
+def _metrics(saved: SavedPrompt | SavedPrompts) -> str:
     if not saved.metrics:
         return ""
     return "## Metrics\n\n" + _table(("metric", "value"), [(_cell(k), f"{v:.4g}") for k, v in saved.metrics.items()])
 
 
 def _training(saved: SavedPrompt) -> str:
-    facts = {f"method.{key}": value for key, value in saved.method.settings().items()} | dict(saved.training)
+    return _facts({f"method.{key}": value for key, value in saved.method.settings().items()} | dict(saved.training))
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
     if not facts:
         return ""
     rows = [(_cell(key), _cell(_written(value))) for key, value in facts.items()]

@@ -22,9 +22,10 @@ import tiny
 from softprompt import artifact
 from softprompt.cli import app
 from softprompt.cli.predict import _one_line
+from softprompt.collection import load_all
 from softprompt.learn.checkpoints import last_checkpoint
 from softprompt.learn.trainer import LearnerTrainer
-from toys import BEHIND, FRONT, ROWS, contents, png_size
+from toys import BEHIND, FRONT, LABELS, ROWS, TONE_ROWS, contents, png_size
 
 TEMPLATE = r"{soft:4}Article: {text}\nTopic: {label}"
 VERBS = ("train", "eval", "predict", "inspect")
@@ -45,6 +46,10 @@ def home(tmp_path_factory) -> Path:
         assert train("topic").exit_code == 0
         assert train("titles", labels=None).exit_code == 0
         assert train("hard", "--method", "hard-prompt", template="{text}: {label}").exit_code == 0
+        rows(home / "tones.jsonl", TONE_ROWS)
+        assert train_sources("sources").exit_code == 0
+        assert train("ensemble", "--seeds", "3").exit_code == 0
+        assert train("writers", "--seeds", "2", labels=None).exit_code == 0
     return home
 
 
@@ -76,6 +81,25 @@ def arguments(out: str, *more: str, template: str = TEMPLATE, labels: str | None
 
 def train(*args: str, **options):
     return run(*arguments(*args, **options))
+
+
+SOURCES = {
+    "data": ["topic=rows.jsonl", "tone=tones.jsonl"],
+    "eval-data": ["topic=rows.jsonl", "tone=tones.jsonl"],
+    "template": [TEMPLATE, r"tone={text}{soft:4}\nTone: {label}"],
+    "labels": ["topic=sports,business", "tone=good=won,bad=fell"],
+    "method": ["multitask"],
+    "model": ["model"],
+    "steps": ["4"],
+    "batch-size": ["4"],
+}
+
+
+def train_sources(out: str, *more: str, **options):
+    """A `train` command for two tasks."""
+    given = SOURCES | {name.replace("_", "-"): value for name, value in options.items()}
+    pairs = [part for name, values in given.items() for value in values for part in (f"--{name}", value)]
+    return run("train", "--quiet", *pairs, "--out", out, *more)
 
 
 def assert_refused(result, *parts: str, status: int = 2) -> None:
@@ -460,3 +484,185 @@ def test_usage_errors_exit_with_2():
     for wrong in (["trian"], ["train"], ["train", "--step", "3"], ["eval"], ["inspect", "x", "--nearest", "0"]):
         assert run(*wrong).exit_code == 2
     assert run("--version").stdout.startswith("softprompt ")
+
+
+def test_prompts_of_several_tasks_are_trained_used_and_begun_from(here):
+    trained = train_sources("s")
+    assert trained.exit_code == 0, trained.output
+    assert re.search(r"tone +│", trained.stdout)
+    assert "Saved to s: prompts of 2 tasks, 4 virtual tokens each, 1,024 bytes in all." in trained.stdout
+    saved = load_all("s")
+    assert [m.task.template.source for m in saved.members.values()] == [FRONT, "{text}{soft:4}\nTone: {label}"]
+    assert [m.task.words for m in saved.members.values()] == [("sports", "business"), ("won", "fell")]
+    assert saved.training["distill"] == 0.9
+    measured = run("eval", "s/tone", "--data", "tones.jsonl", "-q", "--json")
+    assert json.loads(measured.stdout)["metrics"]["loss"] == pytest.approx(saved.members["tone"].metrics["loss"], 1e-5)
+    assert run("predict", "s/tone", "--text", "the team won").stdout.partition(" ")[0] in ("good", "bad")
+    assert "multitask for model, 512 bytes" in run("inspect", "s/topic").stdout
+    looked_at = run("inspect", "s").stdout
+    assert "2 multitask prompts for model, 1,024 bytes in all" in looked_at
+    assert "softprompt inspect s/topic" in looked_at
+    # The target: another task, from all of them or from one.
+    for name, start in (("target", "s"), ("second", "s/tone")):
+        target = train(name, "--method", "multitask", "--from", start, steps=2)
+        assert target.exit_code == 0, target.output
+    started = [artifact.load(here / name, training=True).state.start["embeddings"] for name in ("target", "second")]
+    assert not torch.equal(*started)
+    assert torch.equal(started[1], saved.members["tone"].values.embeddings)
+
+
+def test_settings_of_several_tasks_are_taken(here):
+    assert train("t", steps=1).exit_code == 0
+    options = {"distill": ["0.3"], "teacher_steps": ["2"], "teacher_learning_rate": ["0.01"], "mixing_limit": ["7"]}
+    made = train_sources("s", "--json", "--setting", "rank=2", teacher=["topic=t"], **options)
+    assert made.exit_code == 0, made.output
+    shown = json.loads(made.stdout)
+    assert shown["kind"] == "sources"
+    assert shown["prompts"].keys() == {"topic", "tone"}
+    assert shown["prompts"]["tone"]["path"] == "s/tone"
+    facts = shown["training"]
+    assert (facts["distill"], facts["teacher_steps"], facts["teacher_learning_rate"]) == (0.3, 2, 0.01)
+    assert facts["mixing_limit"] == 7
+    assert list(facts["given_teachers"]) == ["topic"]
+    assert load_all("s").first.method.settings()["rank"] == 2
+
+
+def test_one_template_and_one_set_of_labels_may_be_for_all_tasks(here):
+    answers = [{"text": row["text"], "label": "sports"} for row in TONE_ROWS]
+    rows(here / "more.jsonl", answers)
+    data = ["topic=rows.jsonl", "tone=more.jsonl"]
+    made = train_sources("s", data=data, eval_data=[], template=[TEMPLATE], labels=["sports,business"], distill=["0"])
+    assert made.exit_code == 0, made.output
+    assert [m.task.labels for m in load_all("s").members.values()] == [tuple(LABELS)] * 2
+
+
+def test_an_ensemble_is_trained_measured_used_and_looked_at(here):
+    trained = train("e", "--seeds", "0,7", seed=3)
+    assert trained.exit_code == 0, trained.output
+    assert "Saved to e: an ensemble of 2 prompts, 4 virtual tokens each, 1,024 bytes in all." in trained.stdout
+    assert list(load_all("e").members) == ["seed-0", "seed-7"]
+    measured = run("eval", "ensemble", "--data", "rows.jsonl", "-q", "--json")
+    metrics = json.loads(measured.stdout)["metrics"]
+    assert metrics == pytest.approx(dict(load_all("ensemble").metrics) | {"rows_cut": 0}, rel=1e-5)
+    assert {"accuracy", "mean_probability_accuracy", "member_accuracy", "seed-2.accuracy"} <= metrics.keys()
+    assert "member_accuracy" in run("eval", "ensemble", "--data", "rows.jsonl", "-q").stdout
+    for by in ("vote", "mean"):
+        answers = run("predict", "ensemble", "--data", "rows.jsonl", "--by", by, "-q", "--json").stdout.splitlines()
+        assert [json.loads(answer)["label"] in LABELS for answer in answers] == [True] * len(ROWS)
+    member = run("predict", "ensemble/seed-1", "--text", "the team won", "--json")
+    assert json.loads(member.stdout)["label"] in LABELS
+    assert "an ensemble of 3 prompt-tuning prompts" in run("inspect", "ensemble").stdout
+    shown = json.loads(run("inspect", "ensemble", "--json").stdout)
+    assert list(shown["prompts"]) == ["seed-0", "seed-1", "seed-2"]
+    assert "0" in run("inspect", "ensemble/seed-2").stdout
+    assert list(load_all("writers").members) == ["seed-0", "seed-1"]
+    assert run("predict", "writers/seed-0", "--text", "x", "--max-new-tokens", "2").exit_code == 0
+    assert run("eval", "writers", "--data", "rows.jsonl", "-q").exit_code == 0
+
+
+def test_an_interrupted_command_of_several_tasks_is_finished_by_resume(here, monkeypatch):
+    assert train_sources("straight", steps=["12"]).exit_code == 0
+    steps, compute_loss = [], LearnerTrainer.compute_loss
+
+    def interrupt_at_31(self, *args, **kwargs):
+        steps.append(self.state.global_step + 1)
+        if len(steps) == 31:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(LearnerTrainer, "compute_loss", interrupt_at_31)
+    stopped = train_sources("p", steps=["12"])
+    assert stopped.exit_code == 130
+    assert stopped.stderr == "softprompt: interrupted; the same command with --resume goes on with it\n"
+    assert train_sources("p", "--resume", steps=["12"]).exit_code == 0
+    assert steps[31:] == list(range(6, 13))
+    for name in ("topic", "tone"):
+        assert contents(here / "p" / name)[artifact.PROMPT] == contents(here / "straight" / name)[artifact.PROMPT]
+
+
+BAD_SOURCES = {
+    "one source": ({"data": ["topic=rows.jsonl"], "eval_data": []}, "sources: there is one source"),
+    "a source without a name": (
+        {"data": ["topic=rows.jsonl", "tones.jsonl"]},
+        "--data: 'tones.jsonl' is no NAME=VALUE",
+    ),
+    "a source twice": ({"data": ["topic=rows.jsonl", "topic=tones.jsonl"]}, "--data: 'topic' stands twice"),
+    "a name that is no folder": ({"data": ["a/b=rows.jsonl", "c=rows.jsonl"], "eval_data": [], "labels": []}, "'a/b' "),
+    "no such file": ({"data": ["topic=rows.jsonl", "tone=nowhere.jsonl"]}, "nowhere.jsonl: there is no such file"),
+    "a template for none": ({"template": [r"tone={text}{soft:4}: {label}"]}, "--template: there is none for topic"),
+    "two templates for all": ({"template": ["{text}{label}", "{text}: {label}"]}, "--template: two values are for all"),
+    "a template twice": ({"template": [TEMPLATE, "tone={text}{label}", "tone={text}: {label}"]}, "'tone' stands twice"),
+    "rows of no source": (
+        {"eval_data": ["topic=rows.jsonl", "mood=tones.jsonl"]},
+        "--eval-data: there is no --data mood",
+    ),
+    "rows of some": ({"eval_data": ["topic=rows.jsonl"]}, "source tone: it has no rows to measure on"),
+    "rows without a name": ({"eval_data": ["rows.jsonl"]}, "--eval-data: 'rows.jsonl' is no NAME=VALUE"),
+    "a teacher of none": ({"teacher": ["mood=topic"]}, "--teacher: there is no --data mood"),
+    "no such teacher": ({"teacher": ["topic=nowhere"]}, "nowhere: there is no such folder"),
+    "a teacher of another task": ({"teacher": ["tone=topic"]}, "the teacher of tone: its task has labels"),
+    "another method": ({"method": ["prompt-tuning"]}, "method: prompt-tuning prompts have nothing in common"),
+    "too small a batch": ({"batch_size": ["1"]}, "batch_size is 1"),
+    "a start": ({"from": ["sources"]}, "--from: it is for one task"),
+    "seeds": ({"seeds": ["3"]}, "--seeds: it is for one task"),
+    "distill": ({"distill": ["-1"]}, "distill is -1"),
+    "lengths": ({"template": [TEMPLATE, "tone={soft:5}{text}: {label}"]}, "source tone: its slots have 5"),
+    "prompts stand there": ({"out": ["sources"]}, "sources: prompts stand there.*--overwrite"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_SOURCES.values(), ids=BAD_SOURCES)
+def test_several_tasks_that_cannot_be_trained_are_refused_in_one_line(here, options, message):
+    before = contents(here)
+    options = dict(options)
+    (out,) = options.pop("out", ["s"])
+    assert_refused(train_sources(out, **options), message)
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "1"], "seeds is 1"),
+        (["--seeds", "many"], "--seeds: 'many' is no number"),
+        (["--seeds", "1,1"], "a seed stands twice"),
+        (["--seeds", "3", "--from", "topic"], "--from: an ensemble's prompts begin from seeds"),
+        (["--seeds", "3", "--method", "hard-prompt"], "every seed gives the same"),
+        (["--distill", "0.5"], "--distill: it is for several tasks"),
+        (["--teacher", "topic=topic"], "--teacher: it is for several tasks"),
+        (["--labels", "a,b"], "--labels: it is given 2 times for one task"),
+        (["--template", "{text}{label}"], "--template: it is given 2 times for one task"),
+        (["--eval-data", "rows.jsonl"], "--eval-data: it is given 2 times for one task"),
+        (["--method", "multitask", "--from", "ensemble"], "ensemble: it is a prompt-tuning prompt, not multitask"),
+        (["--method", "multitask", "--from", "sources", "--setting", "rank=3"], "sources: its rank is 1, that asked"),
+        (["--from", "ensemble"], "ensemble: it takes one prompt, not 3"),
+        (["--method", "multitask", "--setting", "factor_rate=0"], "factor_rate is 0"),
+    ],
+)
+def test_several_seeds_that_cannot_be_trained_are_refused_in_one_line(here, arguments, message):
+    before = contents(here)
+    assert_refused(train("p", *arguments), message)
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["eval", "sources", "--data", "rows.jsonl"],
+            "sources: it holds the prompts of 2 tasks. Give one: sources/topic",
+        ),
+        (["predict", "sources", "--text", "x"], "sources: it holds the prompts of 2 tasks"),
+        (["predict", "writers", "--text", "x"], "writers: it is an ensemble of 2 prompts.*writers/seed-0"),
+        (["predict", "ensemble", "--text", "x", "--by", "dice"], "by is 'dice'"),
+        (["inspect", "ensemble", "--plot", "x.png"], "--plot: a picture shows one prompt.*ensemble/seed-0"),
+        (["eval", "ensemble", "--data", "rows.jsonl", "--model", "other"], "ensemble|prompt/seed-0: .*fingerprint"),
+    ],
+)
+def test_what_several_prompts_cannot_do_is_refused_in_one_line(here, arguments, message):
+    assert_refused(run(*arguments), message)
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_file(here):
+    rows(here / "topic=1.jsonl", ROWS)
+    assert train("p", data="topic=1.jsonl").exit_code == 0

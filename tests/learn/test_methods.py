@@ -11,7 +11,14 @@ from softprompt import artifact
 from softprompt.answer.engine import Engine
 from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import evaluate
-from softprompt.prompts import ContextAwarePromptTuning, HardPrompt, PrefixTuning, PromptTuning, PTuning
+from softprompt.prompts import (
+    ContextAwarePromptTuning,
+    HardPrompt,
+    MultitaskPromptTuning,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+)
 from softprompt.text.task import Task
 from softprompt.text.worked import KINDS
 from toys import LABELS, ROWS, at, interrupt, learn
@@ -25,6 +32,8 @@ METHODS = {
     "p-tuning-mlp": PTuning(tokens=3, encoder="mlp", residual=False),
     "p-tuning-direct": PTuning(tokens=3, encoder="none"),
     "context-aware": ContextAwarePromptTuning(examples=2, example_length=3, separator="\n"),
+    "multitask": MultitaskPromptTuning(tokens=3),
+    "multitask-rank-2": MultitaskPromptTuning(tokens=3, rank=2, init="text", text="Topic"),
 }
 TASK = Task("Article: {text}\nTopic: {label}", LABELS)
 WRITING = Task("Article: {text}\nTopic: {label}")

@@ -15,8 +15,8 @@ class Classification:
     """The answer to a classification.
 
     Attributes:
-        label: the most probable label.
-        probabilities: of each label among the task's labels; they add up to one.
+        label: the most probable label, or what an ensemble voted for.
+        probabilities: of each label among the task's labels; they add up to one. Of an ensemble, the means.
         cut: how many tokens of the row's fields were cut away, because it was too long.
     """
 

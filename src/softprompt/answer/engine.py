@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from softprompt import artifact
 from softprompt.answer.answers import (
     Answer,
     Classification,
@@ -25,11 +24,13 @@ from softprompt.answer.answers import (
 )
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
+from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
 from softprompt.run.maker import example_maker
 from softprompt.run.score import best_span, head_outputs, label_log_probabilities, label_odds, row_vectors
+from softprompt.run.vote import By, check_by, choice, mean_log_probabilities
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.fields import several, text
 from softprompt.text.task import Task
@@ -60,6 +61,12 @@ class _Entry:
     filling: Filling
 
 
+@dataclass(frozen=True)
+class _Ensemble:
+    prompt: SavedPrompts
+    members: tuple[_Entry, ...]
+
+
 class Engine:
     """Answers with any number of prompts over one backbone; one batch may mix them.
 
@@ -79,23 +86,23 @@ class Engine:
         _check_positive("batch_size", batch_size)
         self.backbone, self.batch_size = backbone, batch_size
         self._forward = Forward(backbone)
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _Entry | _Ensemble] = {}
 
     @property
-    def prompts(self) -> Mapping[str, SavedPrompt]:
-        """The prompts by name."""
+    def prompts(self) -> Mapping[str, SavedPrompt | SavedPrompts]:
+        """The prompts, and ensembles of them, by name."""
         return {name: entry.prompt for name, entry in self._entries.items()}
 
-    def add(self, name: str, prompt: str | Path | SavedPrompt, *, replace: bool = False) -> None:
-        """Take a prompt in.
+    def add(self, name: str, prompt: str | Path | SavedPrompt | SavedPrompts, *, replace: bool = False) -> None:
+        """Take a prompt in, or an ensemble that answers as one.
 
         Args:
             name: what requests call it.
-            prompt: a saved prompt's folder, or a prompt.
+            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble.
             replace: whether a prompt of that name is replaced.
 
         Raises:
-            SettingsError: the name is taken, or empty.
+            SettingsError: the name is taken, or empty; or the folder holds prompts that each have a task of their own.
             ArtifactError: the folder cannot be read.
             MismatchError: it belongs to another backbone.
         """
@@ -105,18 +112,27 @@ class Engine:
                 where="name",
                 instead="Give another name, or replace=True." if name else "Give one.",
             )
-        if isinstance(prompt, SavedPrompt):
+        if isinstance(prompt, (SavedPrompt, SavedPrompts)):
             prompt.check(self.backbone, name)
             saved = prompt
         else:
-            saved = artifact.load(prompt, self.backbone)
+            saved = load_any(prompt, self.backbone)
+        entry: _Entry | _Ensemble
+        if isinstance(saved, SavedPrompts):
+            saved.check_ensemble(name if saved is prompt else str(prompt))
+            entry = _Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
+        else:
+            entry = self._taken_in(saved)
+        if name in self._entries:
+            self.remove(name)
+        self._entries[name] = entry
+
+    def _taken_in(self, saved: SavedPrompt) -> _Entry:
         maker, writer = example_maker(self.backbone, saved.task), None
         if isinstance(saved.task.template.target, Target):
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
             writer = example_maker(self.backbone, Task(saved.task.template, max_length=saved.task.max_length))
-        if name in self._entries:
-            self.remove(name)
-        self._entries[name] = _Entry(saved, maker, writer, Filling(saved.values, {}))
+        return _Entry(saved, maker, writer, Filling(saved.values, {}))
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -130,20 +146,32 @@ class Engine:
         self._forward.reader.forget()
 
     @torch.no_grad()
-    def classify(self, requests: Sequence[Request]) -> list[Classification | Labelling]:
+    def classify(self, requests: Sequence[Request], *, by: By = "vote") -> list[Classification | Labelling]:
         """Choose a label for each request, in order; where its task is multi-label, all that apply.
+
+        Args:
+            requests: prompts and rows. One to an ensemble is answered by all of its prompts, in the same batches.
+            by: how an ensemble chooses: "vote" takes the label that most of its prompts choose, of equally many the one
+                with the highest mean probability; "mean" the one with the highest mean probability.
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt chooses no label, or a row does not fit its template; the message says which request.
+            SettingsError: there is no such way to choose.
         """
-        entries, examples = self._read(requests, _asking(*_CLASSIFY))
-        answers: dict[int, Classification | Labelling] = {}
+        check_by(by)
+        entries, examples, owners = self._read(requests, _asking(*_CLASSIFY))
+        scores: dict[int, Tensor] = {}
         for rows in self._batches(examples, entries):
             own, given = [entries[i] for i in rows], [examples[i] for i in rows]
-            for i, answer in zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True):
-                answers[i] = answer
-        return [answers[i] for i in range(len(requests))]
+            scores.update(zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True))
+        found: list[Classification | Labelling] = []
+        for asked in owners:
+            each, task = torch.stack([scores[i] for i in asked]), entries[asked[0]].prompt.task
+            together = _labelling if task.kind == "multi-label" else _chosen
+            answer: Classification | Labelling = together(each, task.labels, by)
+            found.append(replace(answer, cut=max(examples[i].cut for i in asked)))
+        return found
 
     @torch.no_grad()
     def tag(self, requests: Sequence[Request]) -> list[Tagging]:
@@ -153,7 +181,7 @@ class Engine:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt is of another kind, or a row does not fit its template; the message says which.
         """
-        entries, examples = self._read(requests, _asking("token-classification"))
+        entries, examples, _ = self._read(requests, _asking("token-classification"), alone=True)
         answers = self._by_head(entries, examples)
         found = []
         for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
@@ -167,7 +195,7 @@ class Engine:
     @torch.no_grad()
     def extract(self, requests: Sequence[Request]) -> list[Span]:
         """Find the part of each request's field that answers it, in order. Raises as `tag`."""
-        entries, examples = self._read(requests, _asking("question-answering"))
+        entries, examples, _ = self._read(requests, _asking("question-answering"), alone=True)
         answers = self._by_head(entries, examples)
         found = []
         for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
@@ -180,7 +208,7 @@ class Engine:
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> list[Embedding]:
         """A vector for each request, in order. Raises as `tag`."""
-        entries, examples = self._read(requests, _asking("feature-extraction"))
+        entries, examples, _ = self._read(requests, _asking("feature-extraction"), alone=True)
         vectors: dict[int, list[float]] = {}
         for rows in self._batches(examples, entries):
             fillings, which = self._fillings([entries[i] for i in rows])
@@ -188,17 +216,17 @@ class Engine:
             vectors.update(zip(rows, found.tolist(), strict=True))
         return [Embedding(tuple(vectors[i]), example.cut) for i, example in enumerate(examples)]
 
-    def answer(self, requests: Sequence[Request], *, max_new_tokens: int = 32) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], *, by: By = "vote", max_new_tokens: int = 32) -> list[Answer]:
         """Answer each request, in order, as the task of its prompt is answered: by label, text, span or vector.
 
-        Raises as the method that answers its kind of task.
+        Arguments as in `classify` and `generate`. Raises as the method that answers its kind of task.
         """
         kinds = [self._verb(request, number) for number, request in enumerate(requests, 1)]
+        options: dict[str, dict[str, Any]] = {"classify": {"by": by}, "generate": {"max_new_tokens": max_new_tokens}}
         answers: dict[int, Answer] = {}
         for verb in dict.fromkeys(kinds):
             own = [i for i, other in enumerate(kinds) if other == verb]
-            options = {"max_new_tokens": max_new_tokens} if verb == "generate" else {}
-            found: Sequence[Answer] = getattr(self, verb)([requests[i] for i in own], **options)
+            found: Sequence[Answer] = getattr(self, verb)([requests[i] for i in own], **options.get(verb, {}))
             answers.update(zip(own, found, strict=True))
         return [answers[i] for i in range(len(requests))]
 
@@ -217,27 +245,18 @@ class Engine:
             outputs.update(zip(rows, found, strict=True))
         return [outputs[i] for i in range(len(examples))]
 
-    def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
+    def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
         verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
-        scores = label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
-        return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
+        return label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
 
-    def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
-        scores = [outputs[-1].log_softmax(dim=-1) for outputs in self._by_head(entries, examples)]
-        return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
+    def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+        return [outputs[-1].log_softmax(dim=-1) for outputs in self._by_head(entries, examples)]
 
-    def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Labelling]:
+    def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
         verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
-        found = []
-        odds = label_odds(self._forward, examples, verbalizers, fillings, which)
-        for entry, example, row in zip(entries, examples, odds, strict=True):
-            labels = entry.prompt.task.labels
-            applies = tuple(label for label, o in zip(labels, row.tolist(), strict=True) if o > 0)
-            probabilities = dict(zip(labels, row.sigmoid().tolist(), strict=True))
-            found.append(Labelling(applies, probabilities, example.cut))
-        return found
+        return label_odds(self._forward, examples, verbalizers, fillings, which)
 
     @torch.no_grad()
     def generate(
@@ -254,12 +273,13 @@ class Engine:
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
-            RequestError: a row does not fit its template; the message says which request.
+            RequestError: a row does not fit its template, or an ensemble is asked, whose prompts would each write
+                another text; the message says which request.
             SettingsError: `max_new_tokens` below 1, or an option or value that transformers does not take.
         """
         _check_positive("max_new_tokens", max_new_tokens)
         config = self._generation_config(max_new_tokens, options)
-        entries, examples = self._read(requests, partial(_to_write, room_for=max_new_tokens))
+        entries, examples, _ = self._read(requests, partial(_to_write, room_for=max_new_tokens), alone=True)
         answers: dict[int, Generation] = {}
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         # The caller's own random numbers go on as if nothing had been drawn.
@@ -331,29 +351,47 @@ class Engine:
         except (ValueError, TypeError) as cause:
             raise _refused_options(cause) from cause
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> _Entry | _Ensemble:
         if name not in self._entries:
             known = ", ".join(self._entries) or "none"
             raise UnknownPromptError(f"there is no prompt called {name!r}", instead=f"There are: {known}.")
         return self._entries[name]
 
     def _read(
-        self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
-    ) -> tuple[list[_Entry], list[Example]]:
-        """All requests are read before the first is answered."""
-        entries, examples = [], []
+        self,
+        requests: Sequence[Request],
+        example: Callable[[_Entry, Mapping[str, Any], str], Example],
+        *,
+        alone: bool = False,
+    ) -> tuple[list[_Entry], list[Example], list[range]]:
+        """All requests are read before the first is answered.
+
+        Args:
+            alone: whether only single prompts may be asked.
+
+        Returns:
+            Prompts and examples to answer, and which of them are of each request: one, or one for each prompt of an
+            ensemble.
+        """
+        entries: list[_Entry] = []
+        examples: list[Example] = []
+        owners = []
         for number, request in enumerate(requests, 1):
             _check_request(request, number)
             name, row = request
             where = f"request {number} ({name})"
             try:
                 entry = self._entry(name)
-                examples.append(example(entry, row, getattr(row, "where", None) or where))
+                members = (entry,) if isinstance(entry, _Entry) else entry.members
+                if alone and isinstance(entry, _Ensemble):
+                    raise _no_writers(name, entry.prompt)
+                examples += [example(member, row, getattr(row, "where", None) or where) for member in members]
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
-            entries.append(entry)
-        return entries, examples
+            owners.append(range(len(entries), len(entries) + len(members)))
+            entries += members
+        return entries, examples, owners
 
     def _batches(self, examples: Sequence[Example], entries: Sequence[_Entry]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
@@ -371,7 +409,8 @@ class Engine:
         return [entry.filling for entry in distinct.values()], [index[id(entry)] for entry in entries]
 
 
-_CLASSIFY: Mapping[str, Callable[[Engine, Sequence[_Entry], Sequence[Example]], Sequence[Any]]] = {
+# For each row the log-probabilities of its labels or, where several may apply, the log-odds of each.
+_CLASSIFY: Mapping[str, Callable[[Engine, Sequence[_Entry], Sequence[Example]], list[Tensor]]] = {
     "classification": Engine._by_word,
     "sequence-classification": Engine._by_label_head,
     "multi-label": Engine._by_odds,
@@ -419,17 +458,31 @@ def _to_write(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) 
     return entry.writer(row, answered=False, where=where, room_for=room_for)
 
 
-def _chosen(entry: _Entry, example: Example, score: Tensor) -> Classification:
-    """The answer that log-probabilities `[C]` of the labels give."""
-    labels = entry.prompt.task.labels
-    return Classification(
-        labels[int(score.argmax())], dict(zip(labels, score.exp().tolist(), strict=True)), example.cut
-    )
+def _chosen(each: Tensor, labels: Sequence[str], by: By) -> Classification:
+    """What the log-probabilities `[N, C]` that N prompts give the labels say together."""
+    probabilities = mean_log_probabilities(each) if len(each) > 1 else each[0]
+    named = dict(zip(labels, probabilities.exp().tolist(), strict=True))
+    return Classification(labels[int(choice(each, by))], named)
+
+
+def _labelling(each: Tensor, labels: Sequence[str], by: By) -> Labelling:
+    """What the log-odds `[N, C]` that N prompts give the labels say together."""
+    probabilities = each.sigmoid().mean(dim=0)
+    applies = (each > 0).float().mean(dim=0) if by == "vote" and len(each) > 1 else probabilities
+    chosen = tuple(label for label, share in zip(labels, applies.tolist(), strict=True) if share > 0.5)
+    return Labelling(chosen, dict(zip(labels, probabilities.tolist(), strict=True)))
 
 
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
+
+
+def _no_writers(name: str, prompt: SavedPrompts) -> RequestError:
+    return RequestError(
+        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
+    )
 
 
 def _refused_options(cause: Exception) -> SettingsError:

@@ -127,3 +127,11 @@ def show_table(
 
 def show_metrics(metrics: Mapping[str, float]) -> None:
     show_table(["metric", "value"], [(name, f"{value:.4g}") for name, value in metrics.items()], numbers=["value"])
+
+
+def show_cut(facts: Sequence[Mapping[str, Any]]) -> None:
+    """How many rows were shortened, if any; from the facts of trainings."""
+    cut = sum(own["rows_cut"] for own in facts)
+    if cut:
+        total = sum(own["training_rows"] + own["evaluation_rows"] for own in facts)
+        typer.echo(f"{cut} of {total} rows were too long; their fields were shortened.")

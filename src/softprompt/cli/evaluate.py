@@ -32,12 +32,14 @@ def evaluate(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a saved prompt on rows whose answers are known."""
-    from softprompt import artifact
+    """Measure a saved prompt, or an ensemble of them, on rows whose answers are known."""
     from softprompt import data as files
+    from softprompt.collection import SavedPrompts, load_any
     from softprompt.learn.evaluation import evaluate as run
 
-    prompt = artifact.load(folder)
+    prompt = load_any(folder)
+    if isinstance(prompt, SavedPrompts):
+        prompt.check_ensemble(str(folder))
     rows = files.read(data)
     backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype)
     metrics = run(backbone, prompt, rows, batch_size=batch_size, progress=not quiet)

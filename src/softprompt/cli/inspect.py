@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from softprompt.cli.common import Debug, Json, Model, Prompt, load_backbone, show_json, show_table, verb
+from softprompt.cli.several import as_object, show_members
+from softprompt.errors import SettingsError
+
+if TYPE_CHECKING:
+    from softprompt.collection import SavedPrompts
 
 
 @verb
@@ -19,13 +24,20 @@ def inspect(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a soft prompt has become: the nearest words, norms, and drift from the start."""
+    """Show what a soft prompt has become: the nearest words, norms, and drift from the start.
+
+    Of a folder of several prompts it shows which they are, and how good.
+    """
     from dataclasses import asdict
 
     from softprompt import artifact
+    from softprompt.collection import holds_several, load_all
     from softprompt.inspection.measure import inspect as run
     from softprompt.inspection.picture import draw, shown
 
+    if holds_several(folder):
+        _several(load_all(folder), folder, plot, as_json)
+        return
     prompt = artifact.load(folder, training=artifact.holds_training(folder))
     # float32 whatever it was trained in: the vocabulary is looked at, nothing is run.
     inspection = run(prompt, load_backbone(model or prompt.backbone_name, "float32"), nearest=nearest)
@@ -54,3 +66,19 @@ def inspect(
     typer.echo(f"For comparison, norms of the vocabulary: median {median:.2f}, 5% to 95%: {low:.2f} to {high:.2f}.")
     if plot is not None:
         typer.echo(f"Picture: {plot}")
+
+
+def _several(prompts: SavedPrompts, folder: Path, plot: Path | None, as_json: bool) -> None:
+    one = folder / next(iter(prompts.members))
+    if plot is not None:
+        raise SettingsError("a picture shows one prompt", where="--plot", instead=f"Inspect one of them: {one}.")
+    if as_json:
+        show_json(as_object(prompts, folder))
+        return
+    what = "an ensemble of" if prompts.kind == "ensemble" else "different tasks, with a part in common:"
+    typer.echo(
+        f"{what} {len(prompts.members)} {prompts.first.method.NAME} prompts for {prompts.backbone_name}, "
+        f"{prompts.nbytes:,} bytes in all"
+    )
+    show_members(prompts)
+    typer.echo(f"Each by itself: softprompt inspect {one}")

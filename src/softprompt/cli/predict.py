@@ -40,26 +40,40 @@ def predict(
     model: Model = None,
     dtype: Dtype = None,
     batch_size: BatchSize = 32,
+    by: Annotated[
+        str, typer.Option(help="How an ensemble chooses: vote, or mean (the highest mean probability).")
+    ] = "vote",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a generated answer.")] = 32,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer one row, or every row of a file, with a saved prompt.
+    """Answer one row, or every row of a file, with a saved prompt or an ensemble of them.
 
     A row's answer is printed on a line of its own; with --json as an object with probabilities.
     """
     from dataclasses import asdict
 
-    from softprompt import artifact
     from softprompt.answer.engine import Engine
+    from softprompt.collection import SavedPrompts, load_any
+    from softprompt.run.vote import check_by
 
+    check_by(by)
     rows = _rows(fields, text, data)
-    prompt = artifact.load(folder)
+    prompt = load_any(folder)
+    if isinstance(prompt, SavedPrompts):
+        prompt.check_ensemble(str(folder))
+        if not prompt.task.classifies:
+            raise SettingsError(
+                f"it is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+                where=str(folder),
+                instead=f"Give one of them: {folder / next(iter(prompt.members))}.",
+            )
     engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0
-    for answer in _answers(engine, rows, max_new_tokens, not quiet and data is not None):
+    progress = not quiet and data is not None
+    for answer in _answers(engine, rows, by, max_new_tokens, progress):
         cut += answer.cut > 0
         if as_json:
             show_json(asdict(answer))
@@ -97,7 +111,7 @@ def _rows(fields: Sequence[str] | None, text: str | None, data: str | None) -> S
 
 
 def _answers(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], max_new_tokens: int, progress: bool
+    engine: Engine, rows: Sequence[Mapping[str, Any]], by: Any, max_new_tokens: int, progress: bool
 ) -> Iterator[Answer]:
     from softprompt.learn.progress import bar
 
@@ -106,7 +120,7 @@ def _answers(
     with bar("Answering", len(rows), "row", show=progress, leave=False) as answering:
         for start in range(0, len(rows), portion):
             requests = [("prompt", row) for row in rows[start : start + portion]]
-            answers = engine.answer(requests, max_new_tokens=max_new_tokens)
+            answers = engine.answer(requests, by=by, max_new_tokens=max_new_tokens)
             answering.update(len(requests))
             yield from answers
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from softprompt.cli.common import Debug, Json, Quiet, load_backbone, show_json, show_metrics, verb
+from softprompt.cli import several
+from softprompt.cli.common import Debug, Json, Quiet, load_backbone, show_cut, show_json, show_metrics, verb
 from softprompt.errors import SettingsError
 
-_TASK, _METHOD, _TRAINING = "The task", "What is learned", "Training"
+_TASK, _METHOD, _TRAINING, _SEVERAL = "The task", "What is learned", "Training", "Several tasks, several seeds"
 
 
 def _option(help: str, panel: str, default: str | None = None) -> Any:
@@ -19,17 +20,33 @@ def _option(help: str, panel: str, default: str | None = None) -> Any:
 
 @verb
 def train(
-    data: Annotated[str, _option("Rows to learn from: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.", _TASK)],
-    template: Annotated[
-        str,
+    data: Annotated[
+        list[str],
         _option(
-            "Text with {soft} or {soft:N}, {field} and, last, {label} ({mask} for encoders). \\n is a line end.", _TASK
+            "Rows to learn from: .jsonl, .csv, .tsv, .parquet, or a Hub dataset. NAME=FILE for each of several tasks.",
+            _TASK,
+        ),
+    ],
+    template: Annotated[
+        list[str],
+        _option(
+            "Text with {soft} or {soft:N}, {field} and, last, {label} ({mask} for encoders). \\n is a line break. Of "
+            "several tasks, one for all, or NAME=TEMPLATE.",
+            _TASK,
         ),
     ],
     out: Annotated[Path, _option("The folder to save the prompt to.", _TASK)],
     labels: Annotated[
-        str | None,
-        _option("a,b,c or a=word,b=word. Without labels the answer is generated.", _TASK),
+        list[str] | None,
+        _option(
+            "a,b,c or a=word,b=word. Without labels the answer is generated. Of several tasks, one for all, or "
+            "NAME=a,b,c.",
+            _TASK,
+        ),
+    ] = None,
+    eval_data: Annotated[
+        list[str] | None,
+        _option("Rows to measure on; the best evaluation is kept. Of several tasks, NAME=FILE for each.", _TASK),
     ] = None,
     kind: Annotated[
         str | None,
@@ -44,7 +61,6 @@ def train(
         str | None, _option("The field inside which words are labelled or answers found.", _TASK, default="the last")
     ] = None,
     none: Annotated[str, _option("The word for no label, of multi-label.", _TASK, default="none")] = "none",
-    eval_data: Annotated[str | None, _option("Rows to measure on; the best evaluation is kept.", _TASK)] = None,
     target: Annotated[str, _option("The field that holds the answer.", _TASK, default="label")] = "label",
     max_length: Annotated[
         int | None, _option("The most tokens a row may take.", _TASK, default="what the model holds")
@@ -58,7 +74,8 @@ def train(
     method: Annotated[
         str,
         _option(
-            "prompt-tuning, prefix-tuning, p-tuning, context-aware, or hard-prompt to measure the text alone.",
+            "prompt-tuning, prefix-tuning, p-tuning, multitask, context-aware, or hard-prompt to measure the text "
+            "alone.",
             _METHOD,
             default="prompt-tuning",
         ),
@@ -93,8 +110,34 @@ def train(
     begin_from: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="A saved prompt of the same method to begin from.", rich_help_panel=_TRAINING, metavar="DIR"
+            "--from",
+            help="A saved prompt of the same method to begin from; with multitask, prompts of several tasks, too.",
+            rich_help_panel=_TRAINING,
+            metavar="DIR",
         ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        _option("An ensemble: how many prompts, each of a seed of its own from --seed on; or a list, 0,1,7.", _SEVERAL),
+    ] = None,
+    distill: Annotated[
+        float | None,
+        _option("Several tasks: how much is learned from a teacher for each; 0 is off.", _SEVERAL, default="0.9"),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        _option("Several tasks: NAME=DIR, a saved prompt for a teacher. The others are trained first.", _SEVERAL),
+    ] = None,
+    teacher_steps: Annotated[
+        int | None, _option("Several tasks: optimizer steps of a teacher.", _SEVERAL, default="those of --steps")
+    ] = None,
+    teacher_learning_rate: Annotated[
+        float | None,
+        _option("Several tasks: learning rate of a teacher.", _SEVERAL, default="that of --learning-rate"),
+    ] = None,
+    mixing_limit: Annotated[
+        int | None,
+        _option("Several tasks: rows of one that count for its share in a step.", _SEVERAL, default="262144"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_TRAINING)
@@ -106,29 +149,25 @@ def train(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train a prompt on rows and save it.
+    """Train a prompt on rows and save it; or prompts of several tasks that share a part, or of several seeds.
 
     softprompt train --data news.jsonl --template "Article: {text}\\n{soft:10}Topic: {label}"
     --labels business,sports,tech --out prompts/topic
+
+    softprompt train --method multitask --data topic=news.jsonl --data tone=reviews.jsonl
+    --template "{text}\\n{soft:10}Answer: {label}" --labels topic=business,sports --labels tone=good,bad
+    --out prompts/sources
     """
     from softprompt import artifact
     from softprompt import data as files
     from softprompt.learn.settings import Settings
+    from softprompt.learn.sources import check_sources
     from softprompt.learn.training import train as run
     from softprompt.prompts import method_named
     from softprompt.text.task import Task
 
     # Whatever can be refused is refused before the model is loaded.
     chosen = method_named(method, _settings(setting) | _given(tokens=tokens, init=init, text=init_text))
-    task = Task(
-        template.replace("\\n", "\n"),
-        _labels(labels),
-        kind=cast(Any, kind),
-        none=none,
-        target=target,
-        field=field,
-        max_length=max_length,
-    )
     settings = Settings(
         **_given(
             steps=steps,
@@ -144,26 +183,69 @@ def train(
             seed=seed,
         )
     )
-    artifact.check_output(out, overwrite=overwrite)
-    rows = files.read(data)
-    held_out = files.read(eval_data) if eval_data else None
-    backbone = load_backbone(model, dtype)
-    try:
-        result = run(
-            backbone,
-            task,
-            chosen,
-            rows,
-            held_out,
-            output=out,
-            overwrite=overwrite,
-            resume=resume,
-            start=begin_from,
-            progress=not quiet,
-            settings=settings,
+
+    def task_of(template: str, labels: str | None) -> Task:
+        return Task(
+            template.replace("\\n", "\n"),
+            _labels(labels),
+            kind=cast(Any, kind),
+            none=none,
+            target=target,
+            field=field,
+            max_length=max_length,
         )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("the same command with --resume goes on with it") from None
+
+    of_sources = _given(
+        distill=distill,
+        teacher_steps=teacher_steps,
+        teacher_learning_rate=teacher_learning_rate,
+        mixing_limit=mixing_limit,
+    )
+    common: dict[str, Any] = {
+        "output": out,
+        "overwrite": overwrite,
+        "resume": resume,
+        "progress": not quiet,
+        "settings": settings,
+    }
+    if several.names_sources(data):
+        several.refuse({"--from": begin_from, "--seeds": seeds}, "it is for one task")
+        places = several.named(data, "--data")
+        check_sources(list(places), chosen, settings, **of_sources)
+        templates, words = (
+            several.for_each(values, option, list(places))
+            for values, option in ((template, "--template"), (labels, "--labels"))
+        )
+        without = next((name for name in places if name not in templates), None)
+        if without is not None:
+            raise SettingsError(f"there is none for {without}", where="--template", instead=f"Give {without}=TEMPLATE.")
+        tasks = {name: task_of(templates[name], words.get(name)) for name in places}
+        measured, teachers = (
+            several.named(values, option, list(places))
+            for values, option in ((eval_data, "--eval-data"), (teacher, "--teacher"))
+        )
+        several.train_sources(
+            chosen, tasks, places, measured, teachers, of_sources, lambda: load_backbone(model, dtype), common, as_json
+        )
+        return
+    idle = {f"--{name.replace('_', '-')}": value for name, value in of_sources.items()}
+    several.refuse({**idle, "--teacher": teacher}, "it is for several tasks, and there is one")
+    task = task_of(several.one(template, "--template") or "", several.one(labels, "--labels"))
+    held_out_at = several.one(eval_data, "--eval-data")
+    if seeds is not None:
+        several.refuse({"--from": begin_from}, "an ensemble's prompts begin from seeds")
+    chosen_seeds = None if seeds is None else several.read_seeds(seeds)
+    artifact.check_output(out, overwrite=overwrite)
+    rows = files.read(data[0])
+    held_out = files.read(held_out_at) if held_out_at else None
+    if chosen_seeds is not None:
+        several.train_ensemble(
+            chosen, task, rows, held_out, chosen_seeds, lambda: load_backbone(model, dtype), common, as_json
+        )
+        return
+    backbone = load_backbone(model, dtype)
+    with several.resumable():
+        result = run(backbone, task, chosen, rows, held_out, start=begin_from, **common)
     facts = result.prompt.training
     if as_json:
         show_json(
@@ -171,9 +253,7 @@ def train(
         )
         return
     show_metrics(result.metrics)
-    if facts["rows_cut"]:
-        total = facts["training_rows"] + facts["evaluation_rows"]
-        typer.echo(f"{facts['rows_cut']} of {total} rows were too long; their fields were shortened.")
+    show_cut([facts])
     typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
 
 

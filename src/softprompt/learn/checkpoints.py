@@ -12,15 +12,22 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from softprompt.artifact import MANIFEST
 from softprompt.errors import OutputError, SettingsError
 
 _STATE = "trainer_state.json"
+_TEACHERS = "teachers"
 _RUN, _PARTIAL_RUN = "run.json", ".run.json.partial"
 
 
 def folder_for(output: Path) -> Path:
     """Where the checkpoints of a run stand that saves to `output`."""
     return output.with_name(output.name + ".checkpoints")
+
+
+def teachers_in(folder: Path) -> Path:
+    """Where, among a run's checkpoints, the teachers stand that it trains first, each with checkpoints of its own."""
+    return folder / _TEACHERS
 
 
 @contextmanager
@@ -67,13 +74,14 @@ def make_ready(folder: Path, identity: Mapping[str, Any], *, resume: bool, overw
             where=str(folder),
             instead="Checkpoints are kept there while training: move it away, or give another output.",
         )
-    if last_checkpoint(folder) is not None and not overwrite and not resume:
+    begun = _is_begun(folder)
+    if begun and not overwrite and not resume:
         raise OutputError(
             "an interrupted run stands there",
             where=str(folder),
             instead="Go on with resume (--resume), or begin anew with overwrite (--overwrite).",
         )
-    if last_checkpoint(folder) is not None and resume:
+    if begun and resume:
         before = json.loads(record.read_text())
         changed = [name for name, value in identity.items() if before.get(name) != value]
         if changed:
@@ -97,6 +105,13 @@ def make_ready(folder: Path, identity: Mapping[str, Any], *, resume: bool, overw
 def _is_free(folder: Path) -> bool:
     """Whether nothing stands there, or only what is left of a run that was stopped before it began."""
     return not folder.exists() or (folder.is_dir() and all(p.name == _PARTIAL_RUN for p in folder.iterdir()))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is something to go on from: a checkpoint, or a teacher that has one or is trained."""
+    teachers = teachers_in(folder)
+    begun = any(last_checkpoint(place) is not None for place in (folder, *teachers.glob("*.checkpoints")))
+    return begun or any(teachers.glob(f"*/{MANIFEST}"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -2,76 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
+from softprompt.collection import SavedPrompts
 from softprompt.errors import SettingsError
 from softprompt.learn import metrics
 from softprompt.learn.progress import bar
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
+from softprompt.run.score import head_outputs, label_log_probabilities
+from softprompt.run.vote import choice, mean_log_probabilities
 from softprompt.text.examples import Example, ExampleMaker
 
 
 def evaluate(
     backbone: Backbone,
-    prompt: SavedPrompt,
+    prompt: SavedPrompt | SavedPrompts,
     rows: Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 32,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Metrics of a prompt over rows that hold their answers.
+    """Metrics of a prompt, or of an ensemble of prompts, over rows that hold their answers.
 
     Returns:
         What the kind of the task has, see `softprompt.learn.metrics`: `loss` always, `accuracy` where labels are given.
         `rows_cut` tells how many rows were shortened.
 
+        For an ensemble's classification `accuracy` and `macro_f1` are those of the vote and `loss` that of the mean
+        probabilities; `mean_probability_accuracy` is that of the label with the highest of these, `NAME.accuracy` that
+        of one prompt, and `member_accuracy` the mean of those. An ensemble that generates does not do so together: its
+        metrics are the means over its prompts.
+
     Raises:
         MismatchError: the prompt belongs to another backbone.
         RequestError: a row cannot be used; the message names it.
-        SettingsError: a batch size below 1.
+        SettingsError: a batch size below 1, or a folder of prompts that each have a task of their own.
     """
     if batch_size < 1:
         raise SettingsError(f"batch_size is {batch_size}", where="batch_size", instead="Give a number of 1 or more.")
     prompt.check(backbone, "prompt")
-    maker = example_maker(backbone, prompt.task)
-    examples = maker.all(rows)
-    filling = Filling(prompt.values, {})
-    with bar("Evaluating", len(examples), "row", show=progress) as evaluating:
-        found = measure(Forward(backbone), maker, examples, filling, batch_size, evaluating.update, prompt.head)
-    return found | {"rows_cut": sum(e.cut > 0 for e in examples)}
+    if isinstance(prompt, SavedPrompts):
+        prompt.check_ensemble("prompt")
+    saved = dict(prompt.members) if isinstance(prompt, SavedPrompts) else {"": prompt}
+    members = {name: Measured.of(backbone, own, rows) for name, own in saved.items()}
+    with bar("Evaluating", len(rows), "row", show=progress) as evaluating:
+        found = measure_together(Forward(backbone), members, batch_size, evaluating.update)
+    cut = (any(e.cut > 0 for e in row) for row in zip(*(m.examples for m in members.values()), strict=True))
+    return found | {"rows_cut": sum(cut)}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A prompt that is measured.
+
+    Attributes:
+        maker: what made the examples.
+        examples: the rows.
+        filling: the prompt.
+        head: its trained head, where the task has one.
+    """
+
+    maker: ExampleMaker
+    examples: Sequence[Example]
+    filling: Filling
+    head: Head | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, prompt: SavedPrompt, rows: Sequence[Mapping[str, Any]]) -> Measured:
+        maker = example_maker(backbone, prompt.task)
+        return cls(maker, maker.all(rows), Filling(prompt.values, {}), prompt.head)
+
+
+def measure_together(
+    forward: Forward,
+    members: Mapping[str, Measured],
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda rows: None,
+) -> dict[str, float]:
+    """The metrics of `evaluate`; those of `measure` where there is one prompt.
+
+    Args:
+        members: the prompts by name, with the same rows and labels.
+        batch_size: rows that are run at once, each once for every prompt.
+        progress: told how many rows are done, batch by batch.
+    """
+    first, *others = members.values()
+    if not others or not first.maker.task.classifies:
+        each = [measure(forward, first, batch_size, progress), *(measure(forward, o, batch_size) for o in others)]
+        return average(each)
+    order = sorted(range(len(first.examples)), key=lambda i: len(first.examples[i].tokens))
+    found = []
+    size = max(1, batch_size // len(members))
+    with torch.no_grad():
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            scores = _scores(forward, list(members.values()), part)
+            found.append(torch.stack(scores).view(len(members), len(part), -1))
+            progress(len(part))
+    table = torch.cat(found, dim=1)
+    truth = torch.tensor([first.examples[i].label for i in order], device=table.device)
+    right = (table.argmax(dim=-1) == truth).double().mean(dim=1).tolist()
+    return {
+        **metrics.of_labels(choice(table), mean_log_probabilities(table), truth),
+        "mean_probability_accuracy": float((choice(table, "mean") == truth).double().mean()),
+        "member_accuracy": sum(right) / len(right),
+        **{f"{name}.accuracy": own for name, own in zip(members, right, strict=True)},
+    }
+
+
+def _scores(forward: Forward, members: Sequence[Measured], part: Sequence[int]) -> list[Tensor]:
+    """Log-probabilities `[C]` of the labels of these rows, all of the first prompt's first, in one batch."""
+    examples = [m.examples[i] for m in members for i in part]
+    which = [k for k in range(len(members)) for _ in part]
+    fillings = [m.filling for m in members]
+    heads = [m.head for m in members for _ in part if m.head is not None]
+    if heads:
+        return [o[-1].log_softmax(dim=-1) for o in head_outputs(forward, examples, heads, fillings, which)]
+    verbalizers = [m.maker.verbalizer for m in members for _ in part if m.maker.verbalizer is not None]
+    return label_log_probabilities(forward, examples, verbalizers, fillings, which)
+
+
+def average(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each metric that all have, the mean."""
+    common = [name for name in metrics[0] if all(name in own for own in metrics)]
+    return {name: sum(own[name] for own in metrics) / len(metrics) for name in common}
 
 
 def measure(
     forward: Forward,
-    maker: ExampleMaker,
-    examples: Sequence[Example],
-    filling: Filling,
+    measured: Measured,
     batch_size: int,
     progress: Callable[[int], Any] = lambda rows: None,
-    head: Head | None = None,
 ) -> dict[str, float]:
-    """The metrics of `evaluate`, over examples.
+    """The metrics of one prompt.
 
     Args:
-        maker: what made the examples.
         progress: told how many rows are done, batch by batch.
-        head: the trained head, where the task has one.
     """
     # Rows of like length together: less padding, the same metrics.
-    order = sorted(examples, key=lambda e: len(e.tokens) + len(e.target))
+    order = sorted(measured.examples, key=lambda e: len(e.tokens) + len(e.target))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
-    def counted() -> Any:
+    def counted() -> Iterator[Sequence[Example]]:
         for batch in batches:
             yield batch
             progress(len(batch))
 
     with torch.no_grad():
-        return metrics.OF_KIND[maker.task.kind](forward, counted(), filling, maker.verbalizer, head)
+        return metrics.OF_KIND[measured.maker.task.kind](
+            forward, counted(), measured.filling, measured.maker.verbalizer, measured.head
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,11 @@ from softprompt.text.verbalizer import Verbalizer
 class Loss(ABC):
     """The loss over rows of one task."""
 
-    IN_WORDS: bool = True
+    IN_WORDS: ClassVar[bool] = True
     """Whether it looks at logits, and not at states alone."""
+
+    TAUGHT: ClassVar[bool] = False
+    """Whether its answers are a distribution at each of some positions, which a teacher's can be compared with."""
 
     @abstractmethod
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
@@ -36,6 +40,14 @@ class Loss(ABC):
             examples: the rows.
             head: the trained head, where the task has one.
         """
+
+    def answered(self, answers: Answers) -> Tensor:
+        """`[B, S]` bool, where something is answered."""
+        return answers.targets != IGNORED
+
+    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
+        """`[N, C]` float32 of the N positions where something is answered; of losses that are `TAUGHT`."""
+        raise NotImplementedError
 
     def tokens(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
         """Of each of A tokens of the prompt itself, `[A]` float32, from logits `[A, V]`."""
@@ -50,7 +62,15 @@ class AnswerLoss(Loss):
         words: the first token of each label word, where the loss is among these alone; None for the whole vocabulary.
     """
 
+    TAUGHT: ClassVar[bool] = True
+
     words: tuple[int, ...] | None = None
+
+    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
+        logits = _logits(answers)[answered]
+        if self.words is not None:
+            logits = logits[:, torch.tensor(self.words, device=logits.device)]
+        return logits.float().log_softmax(dim=-1)
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         if self.words is None:
@@ -79,15 +99,34 @@ class MultiLabelLoss(Loss):
         return odds_loss(found, applies)
 
 
+@dataclass(frozen=True)
 class LabelHeadLoss(Loss):
-    """Cross-entropy among a head's outputs: of each row's label, or of each word's."""
+    """Cross-entropy among a head's outputs: of each row's label, or of each word's.
 
-    IN_WORDS = False
+    Attributes:
+        one_a_row: whether it is each row's.
+    """
+
+    IN_WORDS: ClassVar[bool] = False
+    TAUGHT: ClassVar[bool] = True
+
+    one_a_row: bool
+
+    def answered(self, answers: Answers) -> Tensor:
+        if not self.one_a_row:
+            return super().answered(answers)
+        found = torch.zeros_like(answers.targets, dtype=torch.bool)
+        found[:, -1] = True
+        return found
+
+    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
+        assert head is not None, "the task has one"
+        return head(answers.states[answered]).log_softmax(dim=-1)
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         assert head is not None, "the task has one"
         outputs, targets = head(answers.states), answers.targets
-        if examples[0].label is not None:  # one a row
+        if self.one_a_row:
             outputs, targets = outputs[:, -1:], _labels(answers, examples)[:, None]
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
@@ -95,7 +134,7 @@ class LabelHeadLoss(Loss):
 class SpanLoss(Loss):
     """Cross-entropy of where an answer begins and ends."""
 
-    IN_WORDS = False
+    IN_WORDS: ClassVar[bool] = False
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         assert head is not None, "the task has one"
@@ -105,7 +144,7 @@ class SpanLoss(Loss):
 class LikenessLoss(Loss):
     """Rows that have something in common attract each other."""
 
-    IN_WORDS = False
+    IN_WORDS: ClassVar[bool] = False
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         return likeness_loss(means(answers, examples), _labels(answers, examples))
@@ -118,7 +157,7 @@ def loss_for(settings: Settings, task: Task, verbalizer: Verbalizer | None) -> L
             assert verbalizer is not None, "it has label words"
             return MultiLabelLoss(verbalizer)
         case "sequence-classification" | "token-classification":
-            return LabelHeadLoss()
+            return LabelHeadLoss(one_a_row=task.classifies)
         case "question-answering":
             return SpanLoss()
         case "feature-extraction":

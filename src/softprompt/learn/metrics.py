@@ -47,7 +47,7 @@ def _classification(
             assert verbalizer is not None, "it has label words, or a head"
             scores += label_log_probabilities(forward, batch, [verbalizer] * len(batch), [filling])
         labels += [e.label for e in batch]
-    return _of_labels(torch.stack(scores), torch.tensor(labels))
+    return _likeliest(torch.stack(scores), torch.tensor(labels))
 
 
 def _token_classification(
@@ -59,16 +59,19 @@ def _token_classification(
         outputs = head_outputs(forward, batch, [head] * len(batch), [filling])
         scores += [row.log_softmax(dim=-1) for row in outputs]
         labels += [label for e in batch for label in e.target]
-    return _of_labels(torch.cat(scores), torch.tensor(labels))
+    return _likeliest(torch.cat(scores), torch.tensor(labels))
 
 
-def _of_labels(table: Tensor, truth: Tensor) -> dict[str, float]:
-    """Of log-probabilities `[N, C]` and labels `[N]`."""
-    truth = truth.to(table.device)
-    guess = table.argmax(dim=-1)
+def _likeliest(table: Tensor, truth: Tensor) -> dict[str, float]:
+    return of_labels(table.argmax(dim=-1), table, truth.to(table.device))
+
+
+def of_labels(guess: Tensor, table: Tensor, truth: Tensor) -> dict[str, float]:
+    """Metrics of labels `[N]` that were chosen, and of log-probabilities `[N, C]`, against the true ones `[N]`."""
+    said, is_ = (F.one_hot(labels, table.shape[1]).bool() for labels in (guess, truth))
     return {
         "accuracy": float((guess == truth).double().mean()),
-        "macro_f1": _macro_f1(F.one_hot(guess, table.shape[1]).bool(), F.one_hot(truth, table.shape[1]).bool()),
+        "macro_f1": _macro_f1(said, is_),
         "loss": float(F.nll_loss(table, truth)),
     }
 

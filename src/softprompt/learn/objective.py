@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from softprompt.learn.losses import Loss
 from softprompt.prompts.method import Parametrization
-from softprompt.run.forward import Filling, Forward
+from softprompt.run.forward import Answers, Filling, Forward
 from softprompt.text.examples import Example
 
 Row = tuple[int, Example]
@@ -22,10 +22,16 @@ class Objective:
     Args:
         forward: carries them through the backbone.
         losses: of each task.
+        more: what is added to the loss, a scalar, from the answers, the rows and the parameters; None where nothing is.
     """
 
-    def __init__(self, forward: Forward, losses: Sequence[Loss]) -> None:
-        self._forward, self._losses = forward, losses
+    def __init__(
+        self,
+        forward: Forward,
+        losses: Sequence[Loss],
+        more: Callable[[Answers, Sequence[Row], Parametrization], Tensor] | None = None,
+    ) -> None:
+        self._forward, self._losses, self._more = forward, losses, more
 
     def __call__(self, parametrization: Parametrization, rows: Sequence[Row]) -> Tensor:
         """Mean over the rows, a scalar, float32.
@@ -52,4 +58,4 @@ class Objective:
                 each = loss.tokens(answers.asked[k], [a.token for a in asked[k]])
                 mean = (mean + (weights * each).sum()) / (1 + weights.sum())
             total = total + share * mean
-        return total
+        return total if self._more is None else total + self._more(answers, rows, parametrization)

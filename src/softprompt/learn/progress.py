@@ -18,15 +18,20 @@ def bar(description: str, total: int, unit: str, *, show: bool = True, leave: bo
 
 
 class TrainingBar(TrainerCallback):
-    """One bar over the optimizer steps, with the loss and the latest evaluation beside it."""
+    """One bar over the optimizer steps, with the loss and the latest evaluation beside it.
 
-    def __init__(self) -> None:
+    Args:
+        title: what stands before it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
         self._bar: Any = None
         self._shown: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar = tqdm(
-            desc="Training", total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
+            desc=self._title, total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 from softprompt.errors import SettingsError
 from softprompt.run.forward import BUDGET
@@ -90,6 +91,20 @@ class Settings:
                 raise SettingsError(
                     f"{name} {getattr(self, name)!r} is unknown", where=name, instead=f"Use one of {', '.join(known)}."
                 )
+
+    @classmethod
+    def of(cls, settings: Self | None, options: Mapping[str, Any]) -> Self:
+        """Settings, changed by options that are called as their attributes are.
+
+        Raises:
+            SettingsError: there is no such attribute, or a value is out of range.
+        """
+        unknown = set(options) - set(cls.known())
+        if unknown:
+            raise SettingsError(
+                f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(cls.known())}."
+            )
+        return replace(settings or cls(), **options)
 
     def facts(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""

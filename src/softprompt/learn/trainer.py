@@ -1,4 +1,4 @@
-"""The training loop of one prompt: transformers' Trainer over a module that holds the prompt's parameters alone."""
+"""The training loop: transformers' Trainer over a module that holds the parameters of prompts alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from softprompt.errors import DivergenceError, SaveError
 from softprompt.learn.checkpoints import history_of, step_of
+from softprompt.learn.evaluation import average
 from softprompt.learn.objective import Objective, Row
 from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
@@ -23,15 +24,15 @@ from softprompt.prompts.method import Parametrization
 
 
 class Learner(nn.Module):
-    """What is trained, and what is kept: the parameters, and their copy at the best evaluation so far.
+    """What is trained, and what is kept: the parameters, and a copy of each part at its best evaluation so far.
 
     Both are in its state, so a checkpoint holds both and an interrupted run forgets nothing. The backbone is not: it
     stays out of checkpoints, optimizer and train mode.
 
     Attributes:
         parametrization: the parameters.
-        best: a copy of it, as it was at the best evaluation.
-        score: `[2]` float64, accuracy and negative loss of that evaluation; -inf before the first.
+        best: a copy of it, each part as it was at its best evaluation.
+        score: `[parts, 2]` float64, accuracy and negative loss of that evaluation; -inf before the first.
     """
 
     score: Tensor
@@ -40,28 +41,40 @@ class Learner(nn.Module):
         super().__init__()
         self.parametrization = parametrization
         self.best = copy.deepcopy(parametrization).requires_grad_(False)
-        self.register_buffer("score", torch.full((2,), float("-inf"), dtype=torch.float64))
+        parts = len(parametrization.parts())
+        self.register_buffer("score", torch.full((parts, 2), float("-inf"), dtype=torch.float64))
         self._objective = objective
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        """The loss over a step's rows, a scalar."""
-        return self._objective(self.parametrization, rows)
+        """The loss over a step's rows, a scalar: the sum of the parts' own, so that none learns of the others.
 
-    def keep(self, metrics: Mapping[str, float]) -> bool:
-        """Remember the parameters as they are, unless an evaluation was as good; tells whether it did.
+        The parts have as many rows each.
+        """
+        loss = self._objective(self.parametrization, rows)
+        return loss * len(self.score) if len(self.score) > 1 else loss
+
+    def keep(self, metrics: Sequence[Mapping[str, float]]) -> list[bool]:
+        """Remember each part as it is, unless an evaluation was as good; tells which were remembered.
 
         Of two evaluations with the same accuracy the one with the smaller loss is better.
+
+        Args:
+            metrics: of each part.
         """
-        score = [metrics.get("accuracy", 0.0), -metrics["loss"]]
-        if score <= self.score.tolist():
-            return False
-        self.score.copy_(torch.tensor(score, dtype=torch.float64))
-        self.best.load_state_dict(self.parametrization.state_dict())
-        return True
+        kept = []
+        for i, (own, part, best) in enumerate(
+            zip(metrics, self.parametrization.parts(), self.best.parts(), strict=True)
+        ):
+            score = [own.get("accuracy", 0.0), -own["loss"]]
+            kept.append(score > self.score[i].tolist())
+            if kept[-1]:
+                self.score[i] = torch.tensor(score, dtype=torch.float64)
+                best.load_state_dict(part.state_dict())
+        return kept
 
     @property
     def outcome(self) -> Parametrization:
-        """What is saved: the best evaluation's parameters, or the last where there was no evaluation."""
+        """What is saved: the parameters of the best evaluations, or the last where there was no evaluation."""
         return self.best if bool(torch.isfinite(self.score).all()) else self.parametrization
 
 
@@ -74,10 +87,11 @@ class LearnerTrainer(Trainer):
         learning_rate: of AdamW.
         draw: the rows of each step, from 0.
         folder: for checkpoints.
-        measure: the metrics of a prompt as it stands; None where there is nothing to measure on.
+        measure: the metrics of each prompt as it stands; None where there is nothing to measure on.
+        names: how these prompts are called, where there are several.
         best_by: the metric by which transformers' own bookkeeping calls an evaluation the best.
         device: where the backbone is.
-        progress: whether to show a bar.
+        title: what stands before the progress bar; None where none is shown.
         callbacks: more of them.
     """
 
@@ -88,16 +102,18 @@ class LearnerTrainer(Trainer):
         learning_rate: float,
         draw: Callable[[int], Sequence[Row]],
         folder: Path,
-        measure: Callable[[Parametrization], Mapping[str, float]] | None,
+        measure: Callable[[Parametrization], Sequence[Mapping[str, float]]] | None,
         *,
+        names: Sequence[str],
         best_by: str,
         device: torch.device,
-        progress: bool,
+        title: str | None,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.learner = learner
-        self._measure = measure
-        self.kept: Mapping[str, float] | None = None
+        self._measure, self._names = measure, names
+        self.kept: list[Mapping[str, float] | None] = [None] * len(names)
+        """The metrics of each prompt that is kept; None where it was measured before this run went on."""
         self.last_good: dict[str, Tensor] | None = None
         """The parameters with which the loss was last a number."""
         log_every = max(1, settings.steps // 30)
@@ -109,7 +125,7 @@ class LearnerTrainer(Trainer):
             lr_scheduler_type=settings.schedule,
             warmup_steps=int(settings.warmup * settings.steps),
             weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
+            max_grad_norm=0,  # `_Watch` clips, each part by itself
             seed=settings.seed,
             data_seed=settings.seed,
             logging_steps=log_every,
@@ -136,9 +152,9 @@ class LearnerTrainer(Trainer):
             eval_dataset=[],
             data_collator=_collate,
             callbacks=[
-                _Watch(self),
+                _Watch(self, settings.max_grad_norm),
                 *([_LastEvaluation()] if measure else []),
-                *([TrainingBar()] if progress else []),
+                *([TrainingBar(title)] if title is not None else []),
                 *callbacks,
             ],
         )
@@ -149,10 +165,12 @@ class LearnerTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        rate, rates = self.args.learning_rate, self.learner.parametrization.rates()
         groups = [
-            {"params": parameters, "name": name} for name, parameters in self.learner.parametrization.groups().items()
+            {"params": parameters, "name": name, "lr": rate * rates.get(name, 1.0)}
+            for name, parameters in self.learner.parametrization.groups().items()
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=self.args.learning_rate, weight_decay=self.args.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=self.args.weight_decay)
         return self.optimizer
 
     def compute_loss(
@@ -164,19 +182,30 @@ class LearnerTrainer(Trainer):
         self.remember()
         return loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer does it; what it logs is the mean of the parts' losses."""
+        return super().training_step(*args, **kwargs) / len(self.learner.score)
+
     def remember(self) -> None:
         """Take the parameters, as they are, for good ones."""
         self.last_good = {k: v.clone() for k, v in self.learner.parametrization.state_dict().items()}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure the prompt as it stands, log it, and keep it if it is the best."""
+        """Measure the prompts as they stand, log that, and keep what is the best."""
         assert self._measure is not None, "evaluations were asked for"
         metrics = self._measure(self.learner.parametrization)
-        if not math.isfinite(metrics["loss"]):
-            raise _diverged(f"the loss on the evaluation rows is {metrics['loss']}", self.state.global_step)
-        if self.learner.keep(metrics):
-            self.kept = metrics
-        logged = {f"eval_{name}": value for name, value in metrics.items()}
+        mean = average(metrics)
+        if not math.isfinite(mean["loss"]):
+            raise _diverged(f"the loss on the evaluation rows is {mean['loss']}", self.state.global_step)
+        parts = len(self.learner.score)
+        for i, kept in enumerate(self.learner.keep([mean] if parts == 1 else metrics)):
+            if kept:
+                own = slice(None) if parts == 1 else slice(i, i + 1)
+                self.kept[own] = metrics[own]
+        logged = {f"eval_{name}": value for name, value in mean.items()}
+        if len(metrics) > 1:
+            for prompt, own_metrics in zip(self._names, metrics, strict=True):
+                logged |= {f"eval_{prompt}.{name}": value for name, value in own_metrics.items()}
         self.log(logged)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged
@@ -232,14 +261,19 @@ def _collate(steps: list[Sequence[Row]]) -> dict[str, Sequence[Row]]:
 
 
 class _Watch(TrainerCallback):
-    """Lets the method have its say after each update (projections, bounds), and sees that it left numbers behind."""
+    """Clips gradients before each update; behind it, lets the method have its say (projections, bounds), and sees that
+    it left numbers."""
 
-    def __init__(self, trainer: LearnerTrainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: LearnerTrainer, max_grad_norm: float) -> None:
+        self._trainer, self._max_grad_norm = trainer, max_grad_norm
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # By now a checkpoint has been read: what it holds is good.
         self._trainer.remember()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for part in self._trainer.learner.parametrization.parts():
+            self._trainer.accelerator.clip_grad_norm_(part.parameters(), self._max_grad_norm)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         parametrization = self._trainer.learner.parametrization

@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import random
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import transformers
 from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
-from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
-from softprompt.learn import checkpoints
-from softprompt.learn.evaluation import measure
-from softprompt.learn.losses import loss_for
+from softprompt.collection import SavedPrompts, load_any
+from softprompt.errors import SettingsError
+from softprompt.learn.evaluation import Measured, measure
+from softprompt.learn.losses import Loss, loss_for
 from softprompt.learn.objective import Objective
 from softprompt.learn.order import Shuffled
-from softprompt.learn.progress import bar
+from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
-from softprompt.learn.trainer import Learner, LearnerTrainer
 from softprompt.learn.worked import worked_before, worked_examples
 from softprompt.prompts.head import Head, Headed
-from softprompt.prompts.method import Host, Method, Parametrization, check_fit, count, resolve_task
+from softprompt.prompts.method import Host, Method, Parametrization, check_fit, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.text.examples import Example, ExampleMaker
@@ -43,6 +34,9 @@ from softprompt.text.worked import WorkedExamples
 
 HEAD_LEARNING_RATE = 5e-3
 """Of a head alone, where the method beside it learns nothing."""
+
+Start = str | Path | SavedPrompt | SavedPrompts
+"""Where a training begins: a prompt's folder or that of several, or such prompts."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ def train(
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
-    start: str | Path | SavedPrompt | None = None,
+    start: Start | None = None,
     settings: Settings | None = None,
     **options: Any,
 ) -> Result:
@@ -84,8 +78,7 @@ def train(
         backbone: the frozen model.
         task: template and labels. A template without a slot gets one in front, if the method learns anything.
         method: what is learned, and from where it starts. One that learns nothing is evaluated and saved.
-        train_rows: each with the template's fields and the answer. A method may make worked examples of some of them,
-            which are trained on as well.
+        train_rows: each with the template's fields and the answer.
         eval_rows: rows to measure on; the best evaluation's prompt is kept.
         output: the folder to save the prompt to. Checkpoints stand beside it, in `OUTPUT.checkpoints`, until training
             is through.
@@ -94,7 +87,8 @@ def train(
             that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
         progress: show progress bars.
         callbacks: of transformers' Trainer: trackers, early stopping.
-        start: a saved prompt of the same method to begin from, instead of the method's own start.
+        start: a saved prompt of the same method to begin from, instead of the method's own start; or a folder of
+            prompts, from which `MultitaskPromptTuning` takes their shared prompt and the average of their factors.
         settings: see `Settings`; or give its attributes as keywords (`steps=150`, `learning_rate=5e-3`, ...).
 
     Raises:
@@ -103,64 +97,103 @@ def train(
             output it is lost.
         SaveError: the prompt could not be written.
     """
-    unknown = set(options) - set(Settings.known())
-    if unknown:
-        raise SettingsError(
-            f"there is no setting {', '.join(sorted(unknown))}", instead=f"There are {', '.join(Settings.known())}."
-        )
-    settings = replace(settings or Settings(), **options)
+    settings = Settings.of(settings, options)
     idle = sorted(set(options) - set(Settings.MEASURING))
     if idle and not method.LEARNS and not task.outputs:
         raise SettingsError(
             f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
             instead="Leave it out, or use a method that learns.",
         )
-    if resume and output is None:
-        raise SettingsError("there is no output to go on with", where="resume", instead="Give the output of that run.")
-    if output is not None:
-        artifact.check_output(output, overwrite=overwrite)
+    check_place(output, overwrite=overwrite, resume=resume)
     check_fit(method, task, backbone.kind, backbone.name)
-    if start is None:
+    begun = None if start is None else Begun.of(start, backbone, method)
+    if begun is None:
         worked = worked_examples(backbone, task, method, train_rows, settings.seed)
-        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
     else:
-        where = "start" if isinstance(start, SavedPrompt) else str(start)
-        saved = _begun(start, backbone, method, where)
-        worked = worked_before(saved, task, method, where)
-        run = _Run(backbone, task, method, settings, progress, callbacks, worked)
-        run.begin_from(saved, where)
-    data = run.maker.all(train_rows)
-    held_out = run.maker.all(eval_rows) if eval_rows else []
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="softprompt-") as place, _callers_randomness():
-            return run(data, held_out, Path(place), resume=False)
-    output = Path(output)
-    folder = checkpoints.folder_for(output)
-    with checkpoints.held(folder), _callers_randomness():
-        checkpoints.make_ready(folder, run.identity(data, held_out), resume=resume, overwrite=overwrite)
-        try:
-            result = run(data, held_out, folder, resume=resume)
-        except DivergenceError as error:
-            raise run.rescue(error, output, folder) from None
-        artifact.save(result.prompt, output, overwrite=overwrite)
-        shutil.rmtree(folder, ignore_errors=True)
-    return replace(result, path=output)
+        worked = worked_before(begun.prompts[0], task, method, begun.where)
+    member = Member(backbone, task, method, settings, worked=worked)
+    parametrization = member.build()
+    if begun is not None:
+        member.begin_from(parametrization, begun)
+    member.read(train_rows, eval_rows)
+    output = None if output is None else Path(output)
+    outcome = run_alone(member, parametrization, "Training" if progress else None, callbacks)(
+        output, overwrite=overwrite, resume=resume
+    )
+    return Result(outcome.saved, outcome.saved.metrics, output, outcome.history)
 
 
-@contextmanager
-def _callers_randomness() -> Iterator[None]:
-    """The Trainer seeds every generator there is; the caller's go on as if nothing had been drawn."""
-    python, numpy_state = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(numpy_state)
+def run_alone(
+    member: Member, parametrization: Parametrization, title: str | None, callbacks: Sequence[TrainerCallback]
+) -> Run[SavedPrompt]:
+    """The run of one prompt; arguments as in `Run`."""
+    settings = member.settings
+    forward = Forward(member.backbone, budget=settings.cache_bytes)
+    return Run(
+        members=[member],
+        parametrization=parametrization,
+        forward=forward,
+        draw=Shuffled([(0, example) for example in member.data], settings.batch_size, settings.seed),
+        settings=settings,
+        prepare=lambda folder, resume: Objective(forward, [member.loss]),
+        together=lambda prompts: prompts[0],
+        save=lambda prompt, place, overwrite: artifact.save(prompt, place, overwrite=overwrite),
+        title=title,
+        callbacks=callbacks,
+        more={},
+    )
 
 
-class _Run:
-    """One training run: everything that is decided before the first step."""
+@dataclass(frozen=True)
+class Begun:
+    """Saved prompts that a training begins from.
+
+    Attributes:
+        prompts: with their parameters.
+        where: how an error calls them.
+    """
+
+    prompts: Sequence[SavedPrompt]
+    where: str
+
+    @classmethod
+    def of(cls, start: Start, backbone: Backbone, method: Method) -> Begun:
+        """Read them.
+
+        Raises:
+            SettingsError: one is of another method, or its parameters were not saved.
+            ArtifactError, MismatchError: one cannot be read, or belongs to another backbone.
+        """
+        given = isinstance(start, (SavedPrompt, SavedPrompts))
+        where = "start" if given else str(start)
+        found = start if isinstance(start, (SavedPrompt, SavedPrompts)) else load_any(start, training=True)
+        found.check(backbone, where)
+        prompts = list(found.members.values()) if isinstance(found, SavedPrompts) else [found]
+        for saved in prompts:
+            if saved.method.NAME != method.NAME or saved.state is None:
+                raise SettingsError(
+                    f"it is a {saved.method.NAME} prompt"
+                    + (", not " + method.NAME if saved.state is not None else " without its parameters"),
+                    where=where,
+                    instead=f"Give a {method.NAME} prompt with its training.safetensors.",
+                )
+        return cls(prompts, where)
+
+
+class Member:
+    """One prompt of a run: its task and its rows, how it is measured, and what of it is saved.
+
+    Attributes:
+        name: what it is called beside others; empty where it is alone.
+        learns: whether there is anything to train, be it a head alone.
+        worked: the worked examples that its prompt is made of, where it is made of such.
+        task: with the lengths of all slots.
+        maker: makes its examples.
+        rows: what it learns from.
+        data: the examples of these.
+        held_out: those it is measured on.
+        start: what is served of it, before the first step, by name.
+    """
 
     def __init__(
         self,
@@ -168,180 +201,95 @@ class _Run:
         task: Task,
         method: Method,
         settings: Settings,
-        progress: bool,
-        callbacks: Sequence[TrainerCallback],
-        worked: WorkedExamples | None,
+        name: str = "",
+        worked: WorkedExamples | None = None,
     ) -> None:
-        self.backbone, self.method, self.settings = backbone, method, settings
-        self.progress, self.callbacks = progress, callbacks
+        check_fit(method, task, backbone.kind, backbone.name)
+        self.backbone, self.method, self.settings, self.name = backbone, method, settings, name
         self.worked = worked
         self.task = resolve_task(task, method, worked)
         self.maker = example_maker(backbone, self.task)
         self.learns = method.LEARNS or bool(task.outputs)
-        self.forward = Forward(backbone, budget=settings.cache_bytes)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE or HEAD_LEARNING_RATE
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.parametrization = method.build(self.maker.virtual, _host(backbone, self.maker, worked), generator)
-        if task.outputs:
-            head = Head.random(backbone.state_size, task.outputs, generator)
-            self.parametrization = Headed(self.parametrization, head)
-        self.parametrization.to(backbone.device)
-        self._note_start()
-        self._trainer: LearnerTrainer | None = None
+        self.rows: Sequence[Mapping[str, Any]] = ()
+        self.data: list[Example] = []
+        self.held_out: list[Example] = []
+        self.start: dict[str, Tensor] = {}
 
-    def identity(self, data: Sequence[Example], held_out: Sequence[Example]) -> dict[str, Any]:
-        """What an interrupted run and the one that goes on must have in common, as JSON holds it."""
-        facts = {
+    @property
+    def loss(self) -> Loss:
+        return loss_for(self.settings, self.task, self.maker.verbalizer)
+
+    def build(self) -> Parametrization:
+        """The parameters of this prompt alone, at their starting point."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        made = self.method.build(self.maker.virtual, host(self.backbone, [self.maker], self.worked), generator)
+        made = with_heads(made, [self], generator).to(self.backbone.device)
+        self.note_start(made, 0)
+        return made
+
+    def read(self, train_rows: Sequence[Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]] | None) -> None:
+        """Make examples of the rows.
+
+        Raises:
+            RequestError: a row cannot be used; the message names it.
+        """
+        self.rows, self.data = train_rows, self.maker.all(train_rows)
+        self.held_out = self.maker.all(eval_rows) if eval_rows else []
+
+    def begin_from(self, parametrization: Parametrization, begun: Begun) -> None:
+        """Take the parameters of saved prompts for the start.
+
+        Raises:
+            SettingsError: one is of another shape; or there are more than the method can begin from.
+        """
+        try:
+            parametrization.begin_from([saved.state.parameters for saved in begun.prompts if saved.state is not None])
+        except SettingsError as error:
+            error.where = error.where or begun.where
+            raise
+        # What was learned under other settings may lie outside the bounds of these.
+        parametrization.after_step()
+        self.note_start(parametrization, 0)
+
+    def note_start(self, parametrization: Parametrization, number: int) -> None:
+        """Remember the values before the first step; this prompt is the parametrization's task `number`."""
+        # A copy: what `tensors` gives may share memory with the parameters.
+        self.start = {name: t.clone() for name, t in self.prompt(parametrization, number, {}, {}).tensors().items()}
+
+    def facts(self, parametrization: Parametrization, number: int) -> dict[str, Any]:
+        """What an interrupted run and the one that goes on must have in common of this prompt."""
+        state = parametrization.state_of(number).values()
+        return {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "template": self.task.template.source,
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],
+            "field": self.task.field,
             "target": self.task.target,
             "max_length": self.task.max_length,
             "method": self.method.NAME,
             **{f"method's {name}": value for name, value in self.method.settings().items()},
-            **self.settings.facts(),
-            "training rows": _digest(data),
-            "evaluation rows": _digest(held_out),
-            "start": hashlib.sha256(b"".join(t.numpy().tobytes() for t in self.start.values())).hexdigest(),
+            "training rows": _digest(self.data),
+            "evaluation rows": _digest(self.held_out),
+            "start": hashlib.sha256(b"".join(t.detach().cpu().numpy().tobytes() for t in state)).hexdigest(),
         }
-        return json.loads(json.dumps(facts))
 
-    def __call__(self, data: list[Example], held_out: list[Example], folder: Path, *, resume: bool) -> Result:
-        began = time.monotonic()
-        left = self._read_ahead([*(data if self.learns else ()), *held_out])
-        read = time.monotonic()
-        history: Sequence[Mapping[str, float]] = []
-        metrics: Mapping[str, float] | None = None
-        outcome = self.parametrization
-        if self.learns:
-            trainer = self._make_trainer(data, held_out, folder)
-            trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
-            outcome, history, metrics = trainer.learner.outcome, trainer.state.log_history, trainer.kept
-        trained = time.monotonic()
-        if held_out:
-            # A resumed run may have been measured at its best before it was interrupted.
-            metrics = metrics or self._measure(held_out, outcome)
-        else:
-            losses = [entry["loss"] for entry in history if "loss" in entry]
-            metrics = {"train_loss": losses[-1]} if losses else {}
-        prompt = self._prompt(
-            outcome,
-            metrics,
-            {
-                **(self.settings.facts() | {"learning_rate": self.learning_rate} if self.learns else {}),
-                "training_rows": len(data),
-                "evaluation_rows": len(held_out),
-                "rows_cut": sum(e.cut > 0 for e in [*data, *held_out]),
-                "texts_not_kept": left,
-                "computation_shared": self.backbone.lowers,
-                "trained_parameters": count([p for group in outcome.groups().values() for p in group]),
-                "reading_seconds": round(read - began, 1),
-                "training_seconds": round(trained - read, 1),
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-            },
-            self.start,
-        )
-        return Result(prompt, metrics, None, history)
+    def measure(
+        self, forward: Forward, parametrization: Parametrization, number: int, progress: Callable[[int], Any]
+    ) -> dict[str, float]:
+        """The metrics on the rows that are held out."""
+        # Compiled for this evaluation only: the values go on changing.
+        filling = Filling(parametrization(number), {})
+        measured = Measured(self.maker, self.held_out, filling, parametrization.head_for(number))
+        return measure(forward, measured, self.settings.eval_batch_size, progress)
 
-    def begin_from(self, saved: SavedPrompt, where: str) -> None:
-        """Take the parameters of a saved prompt for the start; `where` is how an error calls it.
-
-        Raises:
-            SettingsError: they are of another shape.
-        """
-        assert saved.state is not None, "looked for when it was read"
-        own = {name: list(t.shape) for name, t in self.parametrization.state_dict().items()}
-        theirs = {name: list(t.shape) for name, t in saved.state.parameters.items()}
-        if own != theirs:
-            raise SettingsError(
-                f"its parameters are {theirs}, those asked for {own}",
-                where=where,
-                instead="Give the settings and the slots' lengths that it was trained with.",
-            )
-        self.parametrization.load_state_dict(dict(saved.state.parameters))
-        # What was learned under other settings may lie outside the bounds of these.
-        self.parametrization.after_step()
-        self._note_start()
-
-    def _note_start(self) -> None:
-        # A copy: what `tensors` gives may share memory with the parameters.
-        prompt = self._prompt(self.parametrization, {}, {}, {})
-        self.start = {name: t.clone() for name, t in prompt.tensors().items()}
-
-    def _facts_of_worked(self) -> dict[str, Any]:
-        """Which rows, counted from 1, the worked examples are, and how many tokens; None for rows of another run."""
-        if self.worked is None:
-            return {}
-        return {"worked_rows": self.worked.rows and list(self.worked.rows), "worked_tokens": len(self.worked)}
-
-    def rescue(self, error: DivergenceError, output: Path, folder: Path) -> DivergenceError:
-        """Save the last good parameters beside the output, and say where."""
-        trainer = self._trainer
-        if trainer is None or trainer.last_good is None:
-            return error
-        self.parametrization.load_state_dict(trainer.last_good)
-        place = output.with_name(output.name + ".last-good")
-        facts = {**self.settings.facts(), "diverged_at_step": error.step}
-        prompt = self._prompt(self.parametrization, {}, facts, self.start)
-        try:
-            artifact.save(prompt, place, overwrite=True)
-            where = f"the prompt before it is in {place}"
-            # Going on from a checkpoint would end in the same way.
-            shutil.rmtree(folder, ignore_errors=True)
-        except SoftpromptError as cause:
-            where = f"the prompt before it could not be saved ({cause})"
-        return DivergenceError(f"{error.what}; {where}", step=error.step, instead=error.instead)
-
-    def _make_trainer(self, data: Sequence[Example], held_out: Sequence[Example], folder: Path) -> LearnerTrainer:
-        loss = loss_for(self.settings, self.task, self.maker.verbalizer)
-        learner = Learner(self.parametrization, Objective(self.forward, [loss]))
-        self._trainer = LearnerTrainer(
-            learner,
-            self.settings,
-            self.learning_rate,
-            Shuffled([(0, example) for example in data], self.settings.batch_size, self.settings.seed),
-            folder,
-            (lambda parametrization: self._measure(held_out, parametrization)) if held_out else None,
-            best_by="loss" if self.task.kind == "generation" else "accuracy",
-            device=self.backbone.device,
-            progress=self.progress,
-            callbacks=self.callbacks,
-        )
-        return self._trainer
-
-    def _read_ahead(self, examples: Sequence[Example]) -> int:
-        plans = [self.forward.plan(e) for e in examples]
-        texts = len({(p.head, p.text) for p in plans if p.text})
-        with bar("Reading texts once", texts, "text", show=self.progress and texts > 0) as reading:
-            return self.forward.reader.read_ahead(plans, reading.update)
-
-    def _measure(self, examples: Sequence[Example], parametrization: Parametrization) -> dict[str, float]:
-        with (
-            torch.no_grad(),
-            bar("Evaluating", len(examples), "row", show=self.progress, leave=False) as evaluating,
-        ):
-            # Compiled for this evaluation only: the values go on changing.
-            filling = Filling(parametrization(), {})
-            return measure(
-                self.forward,
-                self.maker,
-                examples,
-                filling,
-                self.settings.eval_batch_size,
-                evaluating.update,
-                parametrization.head_for(),
-            )
-
-    def _prompt(
-        self,
-        parametrization: Parametrization,
-        metrics: Mapping[str, float],
-        facts: Mapping[str, Any],
-        start: Mapping[str, Tensor],
+    def prompt(
+        self, parametrization: Parametrization, number: int, metrics: Mapping[str, float], facts: Mapping[str, Any]
     ) -> SavedPrompt:
-        values, head = parametrization(), parametrization.head_for()
+        """What is saved."""
+        values, head = parametrization(number), parametrization.head_for(number)
+        state = {name: t.detach().cpu().clone() for name, t in parametrization.state_of(number).items()}
         return SavedPrompt(
             method=self.method,
             task=self.task,
@@ -352,35 +300,35 @@ class _Run:
             dtype=str(self.backbone.dtype).removeprefix("torch."),
             training={**facts, **self._facts_of_worked()},
             metrics=metrics,
-            state=TrainingState(
-                {name: t.detach().cpu().clone() for name, t in parametrization.state_dict().items()}, start
-            )
-            if self.learns
-            else None,
+            state=TrainingState(state, self.start) if self.learns else None,
             head=None if head is None else Head.from_tensors(head.tensors()),
         )
 
+    def _facts_of_worked(self) -> dict[str, Any]:
+        """Which rows, counted from 1, the worked examples are, and how many tokens; None for rows of another run."""
+        if self.worked is None:
+            return {}
+        return {"worked_rows": self.worked.rows and list(self.worked.rows), "worked_tokens": len(self.worked)}
 
-def _begun(start: str | Path | SavedPrompt, backbone: Backbone, method: Method, where: str) -> SavedPrompt:
-    """The prompt that a run begins from; `where` is how an error calls it.
 
-    Raises:
-        SettingsError: it is of another method, or its parameters were not saved.
-        ArtifactError, MismatchError: it cannot be read, or belongs to another backbone.
+def with_heads(
+    parametrization: Parametrization, members: Sequence[Member], generator: torch.Generator
+) -> Parametrization:
+    """With a head for each member's task, where these have such."""
+    width, outputs = members[0].backbone.state_size, [member.task.outputs for member in members]
+    if not any(outputs):
+        return parametrization
+    return Headed(parametrization, [Head.random(width, count, generator) if count else None for count in outputs])
+
+
+def host(backbone: Backbone, makers: Sequence[ExampleMaker], worked: WorkedExamples | None = None) -> Host:
+    """What a method may know of the model.
+
+    Args:
+        makers: of the tasks whose prompts it makes.
+        worked: the worked examples that the prompt is made of, where it is.
     """
-    saved = start if isinstance(start, SavedPrompt) else artifact.load(start, training=True)
-    saved.check(backbone, where)
-    if saved.method.NAME != method.NAME or saved.state is None:
-        raise SettingsError(
-            f"it is a {saved.method.NAME} prompt"
-            + (", not " + method.NAME if saved.state is not None else " without its parameters"),
-            where=where,
-            instead=f"Give a {method.NAME} prompt with its training.safetensors.",
-        )
-    return saved
-
-
-def _host(backbone: Backbone, maker: ExampleMaker, worked: WorkedExamples | None) -> Host:
+    words = dict.fromkeys(word for maker in makers if maker.verbalizer for word in maker.verbalizer.words)
     tokenizer = backbone.tokenizer
     return Host(
         size=backbone.vocabulary_size,
@@ -390,7 +338,7 @@ def _host(backbone: Backbone, maker: ExampleMaker, worked: WorkedExamples | None
         | {i for i, token in tokenizer.added_tokens_decoder.items() if token.special},
         encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         embed=lambda ids: backbone.embed(ids.to(backbone.device)).float().cpu(),
-        labels=maker.verbalizer.words if maker.verbalizer else (),
+        labels=tuple(words),
         sites=backbone.site_shapes,
         attend=backbone.attended if backbone.sites else None,
         worked=worked,

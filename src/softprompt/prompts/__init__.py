@@ -7,12 +7,14 @@ from softprompt.errors import SettingsError
 from softprompt.prompts.context_aware import ContextAwarePromptTuning
 from softprompt.prompts.hard_prompt import HardPrompt
 from softprompt.prompts.method import Method
+from softprompt.prompts.multitask import MultitaskPromptTuning
 from softprompt.prompts.p_tuning import PTuning
 from softprompt.prompts.prefix_tuning import PrefixTuning
 from softprompt.prompts.prompt_tuning import PromptTuning
 
 METHODS: dict[str, type[Method]] = {
-    method.NAME: method for method in (HardPrompt, PromptTuning, PrefixTuning, PTuning, ContextAwarePromptTuning)
+    method.NAME: method
+    for method in (HardPrompt, PromptTuning, PrefixTuning, PTuning, MultitaskPromptTuning, ContextAwarePromptTuning)
 }
 
 
@@ -40,6 +42,7 @@ __all__ = [
     "ContextAwarePromptTuning",
     "HardPrompt",
     "Method",
+    "MultitaskPromptTuning",
     "PTuning",
     "PrefixTuning",
     "PromptTuning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -14,6 +14,7 @@ from softprompt.prompts.prompt import Values
 
 _STD = 0.02
 _NAMES = ("weight", "bias")
+_PROMPT, _HEAD = "prompt.", "head."
 
 
 class Head(nn.Module):
@@ -57,11 +58,12 @@ class Head(nn.Module):
 
 
 class Headed(Parametrization):
-    """A prompt and a head that are trained together."""
+    """Prompts and heads that are trained together, a head for each task that has one."""
 
-    def __init__(self, prompt: Parametrization, head: Head) -> None:
+    def __init__(self, prompt: Parametrization, heads: Sequence[Head | None]) -> None:
         super().__init__()
-        self.prompt, self.head = prompt, head
+        self.prompt = prompt
+        self.heads = nn.ModuleDict({str(k): head for k, head in enumerate(heads) if head is not None})
 
     def forward(self, task: int = 0) -> Values:
         return self.prompt(task)
@@ -69,11 +71,35 @@ class Headed(Parametrization):
     def asked(self, task: int = 0) -> tuple[Asked, ...]:
         return self.prompt.asked(task)
 
-    def head_for(self, task: int = 0) -> Head:
-        return self.head
+    def head_for(self, task: int = 0) -> Head | None:
+        if str(task) not in self.heads:
+            return None
+        head = self.heads[str(task)]
+        assert isinstance(head, Head), "it was given such"
+        return head
 
     def after_step(self) -> None:
         self.prompt.after_step()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        return self.prompt.groups() | {"head": list(self.head.parameters())}
+        return self.prompt.groups() | {"head": list(self.heads.parameters())}
+
+    def rates(self) -> dict[str, float]:
+        return self.prompt.rates()
+
+    def state_of(self, task: int = 0) -> dict[str, Tensor]:
+        prompt = {_PROMPT + name: t for name, t in self.prompt.state_of(task).items()}
+        head = self.head_for(task)
+        return prompt | ({} if head is None else {_HEAD + name: t for name, t in head.state_dict().items()})
+
+    def begin_from(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take saved prompts for the start, and the head of a single one if it has as many outputs; else it is new."""
+        parts = [
+            {name.removeprefix(_PROMPT): t for name, t in state.items() if not name.startswith(_HEAD)}
+            for state in states
+        ]
+        self.prompt.begin_from(parts)
+        head = self.head_for()
+        found = {name.removeprefix(_HEAD): t for name, t in states[0].items() if name.startswith(_HEAD)}
+        if len(states) == 1 and head is not None and found and found["weight"].shape == head.weight.shape:
+            head.load_state_dict(found)

@@ -89,6 +89,38 @@ class Parametrization(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by name of group; a learning rate may be given for each."""
 
+    def rates(self) -> dict[str, float]:
+        """For groups that are trained faster or slower than the learning rate says: by how many times."""
+        return {}
+
+    def parts(self) -> tuple[Parametrization, ...]:
+        """What learns on its own: gradients are clipped, and the best evaluation is kept, for each part by itself."""
+        return (self,)
+
+    def state_of(self, task: int = 0) -> dict[str, Tensor]:
+        """What the prompt of a task is made of, by the names that the state of a parametrization of it alone has."""
+        return self.state_dict()
+
+    def begin_from(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take saved prompts for the start; one of them, unless the method knows what to make of more.
+
+        Args:
+            states: what `state_of` gave of each.
+
+        Raises:
+            SettingsError: there are too many of them, or one is of another shape.
+        """
+        if len(states) > 1:
+            raise SettingsError(f"it takes one prompt, not {len(states)}", instead="Give the folder of one of them.")
+        (state,) = states
+        own, theirs = ({name: list(t.shape) for name, t in s.items()} for s in (self.state_dict(), state))
+        if own != theirs:
+            raise SettingsError(
+                f"its parameters are {theirs}, those asked for {own}",
+                instead="Give the settings and the slots' lengths that it was trained with.",
+            )
+        self.load_state_dict(dict(state))
+
 
 @dataclass(frozen=True)
 class Method(ABC):
@@ -100,6 +132,7 @@ class Method(ABC):
         LEARNING_RATE: what AdamW trains it with unless told otherwise.
         INSIDE: whether what is learned stands inside the attention, before all tokens, and not at the input.
         BACKBONES: the kinds of backbone it is for; see `Backbone.kind`.
+        SHARES: whether prompts of several tasks can be learned that have something in common.
     """
 
     NAME: ClassVar[str]
@@ -107,6 +140,7 @@ class Method(ABC):
     LEARNING_RATE: ClassVar[float]
     INSIDE: ClassVar[bool] = False
     BACKBONES: ClassVar[tuple[str, ...]] = ("decoder", "encoder", "encoder-decoder")
+    SHARES: ClassVar[bool] = False
 
     @abstractmethod
     def slot_length(self) -> int:
@@ -131,6 +165,14 @@ class Method(ABC):
             generator: the source of whatever is random.
         """
 
+    def build_for(self, tasks: int, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
+        """Parameters of several tasks' prompts at their starting point; other arguments as in `build`.
+
+        Raises:
+            SettingsError: the method shares nothing between tasks.
+        """
+        raise shares_nothing(self)
+
     @classmethod
     def setting_names(cls) -> tuple[str, ...]:
         """What may be set."""
@@ -139,6 +181,15 @@ class Method(ABC):
     def settings(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
         return {name: getattr(self, name) for name in self.setting_names()}
+
+
+def shares_nothing(method: Method) -> SettingsError:
+    """What to tell of a method that several tasks were given to."""
+    return SettingsError(
+        f"{method.NAME} prompts have nothing in common with each other",
+        where="method",
+        instead="Use multitask, or train a prompt for each task.",
+    )
 
 
 def check_tokens(tokens: object) -> None:

@@ -1,0 +1,69 @@
+"""What teachers add to the loss of several tasks (Wang et al. 2023, arXiv 2303.02861, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from softprompt.artifact import SavedPrompt
+from softprompt.learn.losses import Loss
+from softprompt.learn.objective import Row
+from softprompt.prompts.method import Parametrization
+from softprompt.run.forward import Answers, Filling, Forward
+from softprompt.text.examples import Example
+
+
+class Teachers:
+    """The distance of a batch's answers to those that a teacher prompt for each task gives to the same rows.
+
+    Per task `KL(teacher || student)`, the mean over its answers' positions, plus the mean squared difference of the
+    last hidden states there; the sum is weighted by each task's share of the rows, and by `weight`.
+
+    The paper's student and teacher are a T5: its distributions are over the vocabulary at the decoder's positions, and
+    its hidden states are the decoder's. Here, too, they are those of the answer, in whatever kind of model. Deviation:
+    where the loss of a task is among its label words alone, so is the distribution; the rest of the vocabulary is then
+    nothing that its teacher was trained on.
+
+    Args:
+        forward: carries rows through the backbone.
+        prompts: for each task its teacher.
+        examples: for each task, by the student's example of a row, its teacher's: of other virtual tokens and maybe
+            another template, with the same answer.
+        losses: of each task; they say what the distribution is over.
+        weight: of the sum.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        prompts: Sequence[SavedPrompt],
+        examples: Sequence[Mapping[Example, Example]],
+        losses: Sequence[Loss],
+        weight: float,
+    ) -> None:
+        # Compiled: what stands in front of a teacher's rows stays as it is for the whole run.
+        self._fillings = [Filling(prompt.values, {}) for prompt in prompts]
+        self._heads = [prompt.head for prompt in prompts]
+        self._forward, self._examples, self._losses, self._weight = forward, examples, losses, weight
+
+    def __call__(self, student: Answers, rows: Sequence[Row], parametrization: Parametrization) -> Tensor:
+        """A scalar, float32, with gradients to the student alone."""
+        tasks = sorted({task for task, _ in rows})
+        with torch.no_grad():
+            asked = [self._examples[task][example] for task, example in rows]
+            head = any(self._losses[task].IN_WORDS for task in tasks)
+            teacher = self._forward.answers(asked, self._fillings, [task for task, _ in rows], head=head)
+        total = torch.zeros((), device=student.states.device)
+        for task in tasks:
+            own = [i for i, (other, _) in enumerate(rows) if other == task]
+            loss, mine, theirs = self._losses[task], student.of(own), teacher.of(own)
+            answered = loss.answered(mine)
+            learned = loss.log_probabilities(mine, answered, parametrization.head_for(task))
+            taught = loss.log_probabilities(theirs, answered, self._heads[task])
+            divergence = F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+            states = F.mse_loss(mine.states[answered].float(), theirs.states[answered].float())
+            total = total + len(own) / len(rows) * (divergence + states)
+        return self._weight * total
