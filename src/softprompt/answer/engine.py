@@ -60,6 +60,15 @@ class _Entry:
     filling: Filling
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was read."""
+
+    row: Mapping[str, Any]
+    entry: _Entry
+    example: Example
+
+
 class Engine:
     """Answers with any number of prompts over one backbone; one batch may mix them.
 
@@ -137,13 +146,7 @@ class Engine:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt chooses no label, or a row does not fit its template; the message says which request.
         """
-        entries, examples = self._read(requests, _asking(*_CLASSIFY))
-        answers: dict[int, Classification | Labelling] = {}
-        for rows in self._batches(examples, entries):
-            own, given = [entries[i] for i in rows], [examples[i] for i in rows]
-            for i, answer in zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True):
-                answers[i] = answer
-        return [answers[i] for i in range(len(requests))]
+        return self._classify(self._read(requests, _asking(*_CLASSIFY)))
 
     @torch.no_grad()
     def tag(self, requests: Sequence[Request]) -> list[Tagging]:
@@ -153,69 +156,95 @@ class Engine:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt is of another kind, or a row does not fit its template; the message says which.
         """
-        entries, examples = self._read(requests, _asking("token-classification"))
-        answers = self._by_head(entries, examples)
-        found = []
-        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
-            task = entry.prompt.task
-            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
-            missing = [None] * (len(several(row, task.field or "", None)) - len(chosen))
-            labels = [task.labels[i] for i in chosen.tolist()]
-            found.append(Tagging((*labels, *missing), (*likely.tolist(), *missing), example.cut))
-        return found
+        return self._tag(self._read(requests, _asking("token-classification")))
 
     @torch.no_grad()
     def extract(self, requests: Sequence[Request]) -> list[Span]:
         """Find the part of each request's field that answers it, in order. Raises as `tag`."""
-        entries, examples = self._read(requests, _asking("question-answering"))
-        answers = self._by_head(entries, examples)
-        found = []
-        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
-            first, last, likely = best_span(outputs)
-            start, end = example.spans[first][0], example.spans[last][1]
-            content = text(row, entry.prompt.task.field or "", None)
-            found.append(Span(content[start:end], start, end, likely, example.cut))
-        return found
+        return self._extract(self._read(requests, _asking("question-answering")))
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> list[Embedding]:
         """A vector for each request, in order. Raises as `tag`."""
-        entries, examples = self._read(requests, _asking("feature-extraction"))
-        vectors: dict[int, list[float]] = {}
-        for rows in self._batches(examples, entries):
-            fillings, which = self._fillings([entries[i] for i in rows])
-            found = row_vectors(self._forward, [examples[i] for i in rows], fillings, which)
-            vectors.update(zip(rows, found.tolist(), strict=True))
-        return [Embedding(tuple(vectors[i]), example.cut) for i, example in enumerate(examples)]
+        return self._embed(self._read(requests, _asking("feature-extraction")))
 
+    @torch.no_grad()
     def answer(self, requests: Sequence[Request], *, max_new_tokens: int = 32) -> list[Answer]:
         """Answer each request, in order, as the task of its prompt is answered: by label, text, span or vector.
 
+        Args:
+            requests: prompts and rows.
+            max_new_tokens: as in `generate`, of prompts that write.
+
         Raises as the method that answers its kind of task.
         """
-        kinds = [self._verb(request, number) for number, request in enumerate(requests, 1)]
+        _check_positive("max_new_tokens", max_new_tokens)
+        ways: Mapping[str, Callable[[Sequence[_Asked]], Sequence[Answer]]] = {
+            "classify": self._classify,
+            "tag": self._tag,
+            "extract": self._extract,
+            "embed": self._embed,
+            "generate": partial(self._generate, config=self._generation_config(max_new_tokens, {})),
+        }
+        asked = self._read(requests, partial(_to_answer, room_for=max_new_tokens))
+        verbs = [_VERBS[a.entry.prompt.task.kind] for a in asked]
         answers: dict[int, Answer] = {}
-        for verb in dict.fromkeys(kinds):
-            own = [i for i, other in enumerate(kinds) if other == verb]
-            options = {"max_new_tokens": max_new_tokens} if verb == "generate" else {}
-            found: Sequence[Answer] = getattr(self, verb)([requests[i] for i in own], **options)
-            answers.update(zip(own, found, strict=True))
+        for verb in dict.fromkeys(verbs):
+            own = [i for i, other in enumerate(verbs) if other == verb]
+            answers.update(zip(own, ways[verb]([asked[i] for i in own]), strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def _verb(self, request: Request, number: int) -> str:
-        """Which method answers a request."""
-        _check_request(request, number)
-        return _VERBS[self._entry(request[0]).prompt.task.kind]
+    def _classify(self, asked: Sequence[_Asked]) -> list[Classification | Labelling]:
+        answers: dict[int, Classification | Labelling] = {}
+        for rows in self._batches(asked):
+            own, given = [asked[i].entry for i in rows], [asked[i].example for i in rows]
+            answers.update(zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True))
+        return [answers[i] for i in range(len(asked))]
 
-    def _by_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _tag(self, asked: Sequence[_Asked]) -> list[Tagging]:
+        found = []
+        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+            task = a.entry.prompt.task
+            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
+            answered = dict(zip(a.example.words, zip(chosen.tolist(), likely.tolist(), strict=True), strict=True))
+            words = range(len(several(a.row, task.field or "", None)))
+            labels = tuple(task.labels[answered[i][0]] if i in answered else None for i in words)
+            probabilities = tuple(answered[i][1] if i in answered else None for i in words)
+            found.append(Tagging(labels, probabilities, a.example.cut))
+        return found
+
+    def _extract(self, asked: Sequence[_Asked]) -> list[Span]:
+        found = []
+        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+            first, last, likely = best_span(outputs)
+            start, end = a.example.spans[first][0], a.example.spans[last][1]
+            answer = text(a.row, a.entry.prompt.task.field or "", None)[start:end]
+            # Many a token begins with the blank before its word.
+            start += len(answer) - len(answer.lstrip())
+            answer = answer.strip()
+            found.append(Span(answer, start, start + len(answer), likely, a.example.cut))
+        return found
+
+    def _embed(self, asked: Sequence[_Asked]) -> list[Embedding]:
+        vectors: dict[int, list[float]] = {}
+        for rows in self._batches(asked):
+            fillings, which = self._fillings([asked[i].entry for i in rows])
+            found = row_vectors(self._forward, [asked[i].example for i in rows], fillings, which)
+            vectors.update(zip(rows, found.tolist(), strict=True))
+        return [Embedding(tuple(vectors[i]), a.example.cut) for i, a in enumerate(asked)]
+
+    def _by_head(self, asked: Sequence[_Asked]) -> list[Tensor]:
         """What each row's head makes of its states, one `[S, C]` per row."""
         outputs: dict[int, Tensor] = {}
-        for rows in self._batches(examples, entries):
-            fillings, which = self._fillings([entries[i] for i in rows])
-            heads = [head for i in rows if (head := entries[i].prompt.head) is not None]
-            found = head_outputs(self._forward, [examples[i] for i in rows], heads, fillings, which)
+        for rows in self._batches(asked):
+            found = self._head_outputs([asked[i].entry for i in rows], [asked[i].example for i in rows])
             outputs.update(zip(rows, found, strict=True))
-        return [outputs[i] for i in range(len(examples))]
+        return [outputs[i] for i in range(len(asked))]
+
+    def _head_outputs(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+        fillings, which = self._fillings(entries)
+        heads = [head for e in entries if (head := e.prompt.head) is not None]
+        return head_outputs(self._forward, examples, heads, fillings, which)
 
     def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
         fillings, which = self._fillings(entries)
@@ -224,7 +253,7 @@ class Engine:
         return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
 
     def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Classification]:
-        scores = [outputs[-1].log_softmax(dim=-1) for outputs in self._by_head(entries, examples)]
+        scores = [outputs[-1].log_softmax(dim=-1) for outputs in self._head_outputs(entries, examples)]
         return [_chosen(*row) for row in zip(entries, examples, scores, strict=True)]
 
     def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Labelling]:
@@ -259,23 +288,26 @@ class Engine:
         """
         _check_positive("max_new_tokens", max_new_tokens)
         config = self._generation_config(max_new_tokens, options)
-        entries, examples = self._read(requests, partial(_to_write, room_for=max_new_tokens))
-        answers: dict[int, Generation] = {}
+        asked = self._read(requests, partial(_to_write, room_for=max_new_tokens))
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         # The caller's own random numbers go on as if nothing had been drawn.
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for rows in self._batches(examples, entries):
-                try:
-                    written = self._write([entries[i] for i in rows], [examples[i] for i in rows], config)
-                except (ValueError, TypeError, ArithmeticError) as cause:
-                    # Some values are only looked at when they are used.
-                    if not options:
-                        raise
-                    raise _refused_options(cause) from cause
-                answers.update(zip(rows, written, strict=True))
-        return [answers[i] for i in range(len(requests))]
+            try:
+                return self._generate(asked, config)
+            except (ValueError, TypeError, ArithmeticError) as cause:
+                # Some values are only looked at when they are used.
+                if not options:
+                    raise
+                raise _refused_options(cause) from cause
+
+    def _generate(self, asked: Sequence[_Asked], config: GenerationConfig) -> list[Generation]:
+        answers: dict[int, Generation] = {}
+        for rows in self._batches(asked):
+            written = self._write([asked[i].entry for i in rows], [asked[i].example for i in rows], config)
+            answers.update(zip(rows, written, strict=True))
+        return [answers[i] for i in range(len(asked))]
 
     def _write(
         self, entries: Sequence[_Entry], examples: Sequence[Example], config: GenerationConfig
@@ -326,6 +358,7 @@ class Engine:
                 max_new_tokens=max_new_tokens,
                 eos_token_id=sorted(ends),
                 pad_token_id=pad,
+                decoder_start_token_id=next(iter(self.backbone.decoder_start), None),
             )
         except (ValueError, TypeError) as cause:
             raise _refused_options(cause) from cause
@@ -338,28 +371,28 @@ class Engine:
 
     def _read(
         self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
-    ) -> tuple[list[_Entry], list[Example]]:
+    ) -> list[_Asked]:
         """All requests are read before the first is answered."""
-        entries, examples = [], []
+        asked = []
         for number, request in enumerate(requests, 1):
             _check_request(request, number)
             name, row = request
             where = f"request {number} ({name})"
             try:
                 entry = self._entry(name)
-                examples.append(example(entry, row, getattr(row, "where", None) or where))
+                made = example(entry, row, getattr(row, "where", None) or where)
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
-            entries.append(entry)
-        return entries, examples
+            asked.append(_Asked(row, entry, made))
+        return asked
 
-    def _batches(self, examples: Sequence[Example], entries: Sequence[_Entry]) -> Iterator[list[int]]:
+    def _batches(self, asked: Sequence[_Asked]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
-        kinds = [entry.prompt.task.kind for entry in entries]
+        kinds = [a.entry.prompt.task.kind for a in asked]
         for kind in sorted(set(kinds)):
-            own = [i for i in range(len(examples)) if kinds[i] == kind]
-            order = sorted(own, key=lambda i: len(examples[i].tokens))
+            own = [i for i in range(len(asked)) if kinds[i] == kind]
+            order = sorted(own, key=lambda i: len(asked[i].example.tokens))
             for start in range(0, len(order), self.batch_size):
                 yield order[start : start + self.batch_size]
 
@@ -416,6 +449,11 @@ def _to_write(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) 
             instead=f"Use {_VERBS[entry.prompt.task.kind]}.",
         )
     return entry.writer(row, answered=False, where=where, room_for=room_for)
+
+
+def _to_answer(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
+    maker = entry.writer if entry.prompt.task.kind == "generation" and entry.writer is not None else entry.maker
+    return maker(row, answered=False, where=where, room_for=room_for)
 
 
 def _chosen(entry: _Entry, example: Example, score: Tensor) -> Classification:

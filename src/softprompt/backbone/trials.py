@@ -55,6 +55,13 @@ def check_padding(backbone: Backbone) -> None:
 
 
 @torch.no_grad()
+def state_size(backbone: Backbone) -> int:
+    """How wide is a last hidden state? A configuration tells the width of the layers, which some models reduce."""
+    mask = torch.ones(1, _LENGTH, dtype=torch.bool, device=backbone.device)
+    return _states(backbone, _rows(backbone)[0][None], mask).shape[-1]
+
+
+@torch.no_grad()
 def lowers(backbone: Backbone) -> bool:
     """Does reading a context equal having it in the sequence?"""
     if not backbone.sites or _shifts_with_length(backbone.model, backbone.sites):

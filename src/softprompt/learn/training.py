@@ -185,6 +185,7 @@ class _Run:
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],
             "target": self.task.target,
+            "field": self.task.field,
             "max_length": self.task.max_length,
             "method": self.method.NAME,
             **{f"method's {name}": value for name, value in self.method.settings().items()},
@@ -370,5 +371,5 @@ def _host(backbone: Backbone, maker: ExampleMaker) -> Host:
 def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.tokens, example.target, example.labels)).encode())
+        digest.update(repr((example.tokens, example.target, example.labels, example.reads)).encode())
     return digest.hexdigest()
