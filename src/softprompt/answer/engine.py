@@ -330,7 +330,7 @@ class Engine:
 
     def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        given = model.generation_config.eos_token_id
+        given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # an encoder has none
         ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
         unknown = set(options) - _OPTIONS - _SAMPLING
