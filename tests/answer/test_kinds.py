@@ -7,8 +7,10 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import reference
+import tiny
 import toys
 from softprompt.answer.answers import Answer, Classification, Embedding, Generation, Labelling, Span, Tagging
 from softprompt.answer.engine import Engine
@@ -168,7 +170,7 @@ def test_a_span_is_the_part_of_the_field_where_it_says(family, minilm):
 def test_a_learned_answer_is_found_in_texts_it_was_not_learned_from():
     backbone = reference.backbone("bert")
     words = ["won", "fell", "team", "market", "match", "yes"]
-    rows = [{"text": f"the {a} : {b}", "label": b} for a in words for b in words]
+    rows = [{"text": f"the {a} : {b}", "label": b} for a in words for b in words if a != b]
     held_out, rows = rows[::5], [row for i, row in enumerate(rows) if i % 5]
     task = Task("{soft:4}{text}", kind="question-answering")
     result = toys.learn(backbone, task, rows, held_out, steps=40, learning_rate=0.05)
@@ -262,7 +264,9 @@ def test_a_decoder_of_its_own_writes_as_much_as_it_has_positions_for():
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}], ids=str)
 @torch.no_grad()
 def test_an_encoder_decoder_writes_what_the_plain_model_writes(family, options):
-    made, model, own = engine(family), reference.plain(family), reference.backbone(family)
+    made, model, own = engine(family), tiny.model(family), reference.backbone(family)
+    # Bart's own defaults force an end, and defaults are not taken over.
+    model.generation_config = GenerationConfig()
     asked = [(name, row) for row in toys.ROWS for name in ("generation", "other generation")]
     for (name, row), answer in zip(asked, made.generate(asked, max_new_tokens=6, **options), strict=True):
         saved, start = made.prompts[name], list(own.decoder_start)
@@ -272,9 +276,9 @@ def test_an_encoder_decoder_writes_what_the_plain_model_writes(family, options):
             encoder_outputs=model.get_encoder()(inputs_embeds=sequence),
             attention_mask=torch.ones(sequence.shape[:2]).long(),
             decoder_input_ids=torch.tensor([start]),
-            max_new_tokens=6,
-            do_sample=False,
-            **options,
+            generation_config=GenerationConfig(
+                max_new_tokens=6, eos_token_id=1, pad_token_id=2, decoder_start_token_id=start[0], **options
+            ),
         )[0].tolist()
         kept = reference.until_end(ids[len(start) :], model)
         assert answer.text == maker.decode(kept)
