@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, BertLMHeadModel, T5EncoderModel
+from transformers.utils import logging
 
 import reference
 import tiny
@@ -236,6 +237,15 @@ def test_the_mlp_of_a_prefix_is_fitted_to_words(family):
     direct, written = starts(backbone, **words), starts(backbone, **words, projection=True, middle=64)
     error, scale = (sum(float(t.square().sum()) for t in ts) for ts in (map(torch.sub, direct, written), direct))
     assert error < 0.2 * scale
+
+
+def test_an_encoder_without_its_head_is_loaded_without_alarm(tmp_path, caplog, capfd):
+    folder = saved(tmp_path / "m", "bert", tiny.model("bert").base_model)
+    before = logging.get_verbosity()
+    Backbone.load(folder)
+    assert logging.get_verbosity() == before
+    assert not caplog.records
+    assert "MISSING" not in capfd.readouterr().err
 
 
 def test_a_cloze_for_the_embedding_model_is_refused_with_what_to_use_instead(minilm):
