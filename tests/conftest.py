@@ -28,3 +28,9 @@ gc.freeze()
 def smollm2() -> Backbone:
     """The real decoder, float32."""
     return Backbone.load("smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Backbone:
+    """The real encoder, float32; it has no language modelling head."""
+    return Backbone.load("minilm", dtype="float32")

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 import reference
 import tiny
@@ -16,7 +14,7 @@ from softprompt.backbone.backbone import Backbone
 from softprompt.errors import ArtifactError, MismatchError, OutputError, SaveError
 from softprompt.prompts import HardPrompt, PromptTuning
 from softprompt.text.task import Task
-from toys import BEHIND, FRONT, LABELS, TOPICS, WRITING, contents, prompt
+from toys import BEHIND, FRONT, LABELS, TOPICS, WRITING, contents, edit, prompt, replace_tensors
 
 MANIFEST, PROMPT, TRAINING = artifact.MANIFEST, artifact.PROMPT, artifact.TRAINING
 
@@ -73,24 +71,6 @@ def test_what_training_needs_is_read_only_when_asked_for_and_may_be_taken_away(f
 def test_a_prompt_is_a_few_kilobytes(folder):
     assert artifact.load(folder).nbytes == 4 * 32 * 4
     assert (folder / PROMPT).stat().st_size < 1000
-
-
-def edit(folder: Path, change) -> None:
-    """Change the manifest as JSON."""
-    manifest = json.loads((folder / MANIFEST).read_text())
-    change(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
-def replace_tensors(folder: Path, file: str, change) -> None:
-    """Change a file's tensors and have the manifest agree with its new bytes and shapes."""
-    tensors = load((folder / file).read_bytes())
-    change(tensors)
-    content = save(tensors, {"format": "pt"})
-    (folder / file).write_bytes(content)
-    described = {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()}
-    record = {"sha256": hashlib.sha256(content).hexdigest(), "tensors": described}
-    edit(folder, lambda m: m["files"].update({file: record}))
 
 
 def flip_a_byte(file: Path) -> None:

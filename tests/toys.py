@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import TrainerCallback
 
 import reference
 import tiny
+from softprompt import artifact
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.learn.ensemble import EnsembleResult, train_ensemble
@@ -21,7 +25,9 @@ from softprompt.learn.sources import Source, SourcesResult, train_sources
 from softprompt.learn.trainer import Learner
 from softprompt.learn.training import Result, train
 from softprompt.prompts import Method, MultitaskPromptTuning, PromptTuning
+from softprompt.prompts.head import Head
 from softprompt.prompts.prompt import VirtualTokens
+from softprompt.run.maker import example_maker
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
 
@@ -88,6 +94,62 @@ def learn_ensemble(
     )
 
 
+KINDS = (
+    "generation",
+    "classification",
+    "multi-label",
+    "sequence-classification",
+    "token-classification",
+    "question-answering",
+    "feature-extraction",
+)
+SPOKEN = KINDS[:3]
+HEADED = KINDS[3:6]
+
+
+def task_of(kind: str, backbone: Backbone, *, soft: str = "{soft:4}") -> Task:
+    """A task of a kind as a backbone answers it; an encoder generates nothing."""
+    template = soft + "Article: {text}"
+    if kind in SPOKEN:
+        template += "\nTopic: " + ("{mask}" if backbone.kind == "encoder" else "{label}")
+    labels = LABELS if "classification" in kind or kind == "multi-label" else None
+    return Task(template, labels, kind=kind, none="yes")
+
+
+def answered(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of `ROWS` with an answer of a kind."""
+    words = row["text"].split()
+    answers = {
+        "multi-label": [label for label in LABELS if label == row["label"] or "won" in words],
+        "token-classification": [LABELS[len(word) % 2] for word in words],
+        "question-answering": words[-1],
+    }
+    return {**row, "label": answers.get(kind, row["label"])}
+
+
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    """Rows with answers of a kind."""
+    return [answered(kind, row) for row in ROWS]
+
+
+def kinds_of(family: str) -> tuple[str, ...]:
+    """The kinds of task that a family answers."""
+    return KINDS[1:] if family in tiny.ENCODERS else KINDS
+
+
+def pairs(*families: str) -> list[tuple[str, str]]:
+    """Each family with each kind of task that it answers."""
+    return [(family, kind) for family in families for kind in kinds_of(family)]
+
+
+def head(backbone: Backbone, task: Task, *, seed: int = 0) -> Head | None:
+    """A random head for a task that has one."""
+    generator = torch.Generator().manual_seed(seed)
+    width = backbone.state_size
+    weight = torch.randn(task.outputs, width, generator=generator) / width**0.5
+    return Head(weight, torch.randn(task.outputs, generator=generator)).requires_grad_(False) if task.outputs else None
+
+
 def learn(
     backbone: Backbone | None = None,
     task: Task = TOPICS,
@@ -107,7 +169,7 @@ def prompt(
 ) -> SavedPrompt:
     """A random prompt; with `trained` it says that it started from others."""
     generator = torch.Generator().manual_seed(seed)
-    virtual = ExampleMaker(task, backbone.tokenizer).virtual
+    virtual = example_maker(backbone, task).virtual
     values, start = (
         torch.randn(virtual, backbone.hidden_size, generator=generator) * float(backbone.embeddings.float().std())
         for _ in range(2)
@@ -123,6 +185,7 @@ def prompt(
         training={"steps": 3},
         metrics={"accuracy": 0.5},
         state=TrainingState({"embeddings": values}, {"embeddings": start}) if trained else None,
+        head=head(backbone, task, seed=seed),
     )
 
 
@@ -153,6 +216,24 @@ def png_size(content: bytes) -> tuple[int, int]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def edit(folder: Path, change) -> None:
+    """Change the manifest as JSON."""
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    change(manifest)
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+def replace_tensors(folder: Path, file: str, change) -> None:
+    """Change a file's tensors and have the manifest agree with its new bytes and shapes."""
+    tensors = load((folder / file).read_bytes())
+    change(tensors)
+    content = save(tensors, {"format": "pt"})
+    (folder / file).write_bytes(content)
+    described = {n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")} for n, t in tensors.items()}
+    record = {"sha256": hashlib.sha256(content).hexdigest(), "tensors": described}
+    edit(folder, lambda m: m["files"].update({file: record}))
 
 
 def at(event: str, step: int, action: Callable[[Learner], Any]) -> TrainerCallback:

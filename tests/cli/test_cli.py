@@ -16,9 +16,9 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import tiny
+from commands import assert_refused, rows, run
 from softprompt import artifact
 from softprompt.cli import app
 from softprompt.cli.predict import _one_line
@@ -62,15 +62,6 @@ def here(home, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def rows(path: Path, content: list) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return path
-
-
-def run(*arguments: str):
-    return CliRunner().invoke(app, list(map(str, arguments)))
-
-
 def arguments(out: str, *more: str, template: str = TEMPLATE, labels: str | None = "sports,business", **options):
     """A `train` command."""
     given = {"data": "rows.jsonl", "eval-data": "rows.jsonl", "model": "model", "steps": "4", "batch-size": "4"}
@@ -100,16 +91,6 @@ def train_sources(out: str, *more: str, **options):
     given = SOURCES | {name.replace("_", "-"): value for name, value in options.items()}
     pairs = [part for name, values in given.items() for value in values for part in (f"--{name}", value)]
     return run("train", "--quiet", *pairs, "--out", out, *more)
-
-
-def assert_refused(result, *parts: str, status: int = 2) -> None:
-    """One message, the right status, nothing else."""
-    assert (result.exit_code, result.stdout) == (status, ""), result.output
-    assert "Traceback" not in result.stderr
-    assert result.stderr.startswith("softprompt: ")
-    assert result.stderr.count("\n") == 1, "one message on one line"
-    for part in parts:
-        assert re.search(part, result.stderr), result.stderr
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_the_callers_rows_and_settings_are_not_changed():
         ({"task": Task(TEMPLATE, LABELS, max_length=50)}, LengthError, "or raise max_length"),
         ({"task": Task("{text}{soft}{label}", LABELS)}, TemplateError, "stands before everything else, in one slot"),
         ({"task": Task("{soft}{text}{soft}{label}", LABELS)}, TemplateError, "before everything else, in one slot"),
-        ({"task": Task("{soft}{label}", LABELS)}, TemplateError, "nothing between the slot and {label}"),
+        ({"task": Task("{soft}{label}", LABELS)}, TemplateError, "nothing behind the slot to attend to it"),
         ({"task": Task("{soft:9}" + TEMPLATE, LABELS)}, TemplateError, "has 9 virtual tokens, but the worked examples"),
     ],
 )

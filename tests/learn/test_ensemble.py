@@ -306,7 +306,7 @@ def test_without_rows_to_measure_on_the_last_loss_is_told():
         ({"method": HardPrompt(), "task": Task("{text}: {label}", LABELS)}, "every seed gives the same"),
         ({"stepz": 1}, "there is no setting stepz"),
         ({"rows": [{"text": "x"}]}, "row 1: field 'label' is missing"),
-        ({"method": PromptTuning(init="labels"), "task": WRITING}, "needs a task with labels"),
+        ({"method": PromptTuning(init="labels"), "task": WRITING}, "needs a task with label words"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -107,7 +107,7 @@ def test_labels_may_take_every_token():
 
 
 def test_labels_without_labels_are_refused():
-    with pytest.raises(SettingsError, match="init='labels' needs a task with labels") as refused:
+    with pytest.raises(SettingsError, match="init='labels' needs a task with label words") as refused:
         start("labels", 5, vocabulary())
     assert refused.value.where == "init"
 

@@ -15,7 +15,7 @@ from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
 from softprompt.run.maker import example_maker
 from softprompt.text.task import Task
-from toys import LABELS, ROWS
+from toys import LABELS, ROWS, answered
 
 ALL = (*tiny.ENCODERS, *tiny.ENCODER_DECODERS)
 CLOZE = (
@@ -30,12 +30,6 @@ HEADED = {
     "question-answering": None,
     "feature-extraction": None,
 }
-
-
-def answered(kind: str, row: dict[str, str]) -> dict[str, object]:
-    words = row["text"].split()
-    answers = {"token-classification": [LABELS[len(w) % 2] for w in words], "question-answering": words[-1]}
-    return row | {"label": answers.get(kind, row["label"])}
 
 
 def task_of(kind: str, family: str, template: str | None = None) -> Task:

@@ -62,7 +62,8 @@ class Tagging:
     """The answer to a token classification.
 
     Attributes:
-        labels: the most probable label of each word of the field; None for words that were cut away.
+        labels: the most probable label of each word of the field; None for words that were cut away, and
+            for those that the tokenizer makes nothing of.
         probabilities: of these labels, likewise.
         cut: as in `Classification`.
     """

@@ -67,6 +67,15 @@ class _Ensemble:
     members: tuple[_Entry, ...]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request that was read."""
+
+    row: Mapping[str, Any]
+    entry: _Entry
+    example: Example
+
+
 class Engine:
     """Answers with any number of prompts over one backbone; one batch may mix them.
 
@@ -160,18 +169,7 @@ class Engine:
             SettingsError: there is no such way to choose.
         """
         check_by(by)
-        entries, examples, owners = self._read(requests, _asking(*_CLASSIFY))
-        scores: dict[int, Tensor] = {}
-        for rows in self._batches(examples, entries):
-            own, given = [entries[i] for i in rows], [examples[i] for i in rows]
-            scores.update(zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True))
-        found: list[Classification | Labelling] = []
-        for asked in owners:
-            each, task = torch.stack([scores[i] for i in asked]), entries[asked[0]].prompt.task
-            together = _labelling if task.kind == "multi-label" else _chosen
-            answer: Classification | Labelling = together(each, task.labels, by)
-            found.append(replace(answer, cut=max(examples[i].cut for i in asked)))
-        return found
+        return self._classify(self._read(requests, _asking(*_CLASSIFY)), by)
 
     @torch.no_grad()
     def tag(self, requests: Sequence[Request]) -> list[Tagging]:
@@ -181,69 +179,107 @@ class Engine:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt is of another kind, or a row does not fit its template; the message says which.
         """
-        entries, examples, _ = self._read(requests, _asking("token-classification"), alone=True)
-        answers = self._by_head(entries, examples)
-        found = []
-        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
-            task = entry.prompt.task
-            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
-            missing = [None] * (len(several(row, task.field or "", None)) - len(chosen))
-            labels = [task.labels[i] for i in chosen.tolist()]
-            found.append(Tagging((*labels, *missing), (*likely.tolist(), *missing), example.cut))
-        return found
+        return self._tag(self._read_alone(requests, _asking("token-classification")))
 
     @torch.no_grad()
     def extract(self, requests: Sequence[Request]) -> list[Span]:
         """Find the part of each request's field that answers it, in order. Raises as `tag`."""
-        entries, examples, _ = self._read(requests, _asking("question-answering"), alone=True)
-        answers = self._by_head(entries, examples)
-        found = []
-        for (_, row), entry, example, outputs in zip(requests, entries, examples, answers, strict=True):
-            first, last, likely = best_span(outputs)
-            start, end = example.spans[first][0], example.spans[last][1]
-            content = text(row, entry.prompt.task.field or "", None)
-            found.append(Span(content[start:end], start, end, likely, example.cut))
-        return found
+        return self._extract(self._read_alone(requests, _asking("question-answering")))
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> list[Embedding]:
         """A vector for each request, in order. Raises as `tag`."""
-        entries, examples, _ = self._read(requests, _asking("feature-extraction"), alone=True)
-        vectors: dict[int, list[float]] = {}
-        for rows in self._batches(examples, entries):
-            fillings, which = self._fillings([entries[i] for i in rows])
-            found = row_vectors(self._forward, [examples[i] for i in rows], fillings, which)
-            vectors.update(zip(rows, found.tolist(), strict=True))
-        return [Embedding(tuple(vectors[i]), example.cut) for i, example in enumerate(examples)]
+        return self._embed(self._read_alone(requests, _asking("feature-extraction")))
 
+    @torch.no_grad()
     def answer(self, requests: Sequence[Request], *, by: By = "vote", max_new_tokens: int = 32) -> list[Answer]:
         """Answer each request, in order, as the task of its prompt is answered: by label, text, span or vector.
 
-        Arguments as in `classify` and `generate`. Raises as the method that answers its kind of task.
+        Args:
+            requests: prompts and rows.
+            by: as in `classify`, of ensembles.
+            max_new_tokens: as in `generate`, of prompts that write.
+
+        Raises as the method that answers its kind of task.
         """
-        kinds = [self._verb(request, number) for number, request in enumerate(requests, 1)]
-        options: dict[str, dict[str, Any]] = {"classify": {"by": by}, "generate": {"max_new_tokens": max_new_tokens}}
+        check_by(by)
+        _check_positive("max_new_tokens", max_new_tokens)
+        ways: Mapping[str, Callable[[Sequence[_Asked]], Sequence[Answer]]] = {
+            "tag": self._tag,
+            "extract": self._extract,
+            "embed": self._embed,
+            "generate": partial(self._generate, config=self._generation_config(max_new_tokens, {})),
+        }
+        asked = self._read(requests, partial(_to_answer, room_for=max_new_tokens))
+        verbs = [_VERBS[first.entry.prompt.task.kind] for first, *_ in asked]
         answers: dict[int, Answer] = {}
-        for verb in dict.fromkeys(kinds):
-            own = [i for i, other in enumerate(kinds) if other == verb]
-            found: Sequence[Answer] = getattr(self, verb)([requests[i] for i in own], **options.get(verb, {}))
-            answers.update(zip(own, found, strict=True))
+        for verb in dict.fromkeys(verbs):
+            own = [i for i, other in enumerate(verbs) if other == verb]
+            if verb == "classify":
+                answers.update(zip(own, self._classify([asked[i] for i in own], by), strict=True))
+            else:
+                answers.update(zip(own, ways[verb]([asked[i][0] for i in own]), strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def _verb(self, request: Request, number: int) -> str:
-        """Which method answers a request."""
-        _check_request(request, number)
-        return _VERBS[self._entry(request[0]).prompt.task.kind]
+    def _classify(self, asked: Sequence[tuple[_Asked, ...]], by: By) -> list[Classification | Labelling]:
+        each = [a for own in asked for a in own]
+        scores: dict[int, Tensor] = {}
+        for rows in self._batches(each):
+            own, given = [each[i].entry for i in rows], [each[i].example for i in rows]
+            scores.update(zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True))
+        in_order = iter(scores[i] for i in range(len(each)))
+        found: list[Classification | Labelling] = []
+        for members in asked:
+            table, task = torch.stack([next(in_order) for _ in members]), members[0].entry.prompt.task
+            together = _labelling if task.kind == "multi-label" else _chosen
+            answer: Classification | Labelling = together(table, task.labels, by)
+            found.append(replace(answer, cut=max(a.example.cut for a in members)))
+        return found
 
-    def _by_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _tag(self, asked: Sequence[_Asked]) -> list[Tagging]:
+        found = []
+        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+            task = a.entry.prompt.task
+            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
+            answered = dict(zip(a.example.words, zip(chosen.tolist(), likely.tolist(), strict=True), strict=True))
+            words = range(len(several(a.row, task.field or "", None)))
+            labels = tuple(task.labels[answered[i][0]] if i in answered else None for i in words)
+            probabilities = tuple(answered[i][1] if i in answered else None for i in words)
+            found.append(Tagging(labels, probabilities, a.example.cut))
+        return found
+
+    def _extract(self, asked: Sequence[_Asked]) -> list[Span]:
+        found = []
+        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+            first, last, likely = best_span(outputs)
+            start, end = a.example.spans[first][0], a.example.spans[last][1]
+            answer = text(a.row, a.entry.prompt.task.field or "", None)[start:end]
+            # Many a token begins with the blank before its word.
+            start += len(answer) - len(answer.lstrip())
+            answer = answer.strip()
+            found.append(Span(answer, start, start + len(answer), likely, a.example.cut))
+        return found
+
+    def _embed(self, asked: Sequence[_Asked]) -> list[Embedding]:
+        vectors: dict[int, list[float]] = {}
+        for rows in self._batches(asked):
+            fillings, which = self._fillings([asked[i].entry for i in rows])
+            found = row_vectors(self._forward, [asked[i].example for i in rows], fillings, which)
+            vectors.update(zip(rows, found.tolist(), strict=True))
+        return [Embedding(tuple(vectors[i]), a.example.cut) for i, a in enumerate(asked)]
+
+    def _by_head(self, asked: Sequence[_Asked]) -> list[Tensor]:
         """What each row's head makes of its states, one `[S, C]` per row."""
         outputs: dict[int, Tensor] = {}
-        for rows in self._batches(examples, entries):
-            fillings, which = self._fillings([entries[i] for i in rows])
-            heads = [head for i in rows if (head := entries[i].prompt.head) is not None]
-            found = head_outputs(self._forward, [examples[i] for i in rows], heads, fillings, which)
+        for rows in self._batches(asked):
+            found = self._head_outputs([asked[i].entry for i in rows], [asked[i].example for i in rows])
             outputs.update(zip(rows, found, strict=True))
-        return [outputs[i] for i in range(len(examples))]
+        return [outputs[i] for i in range(len(asked))]
+
+    def _head_outputs(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+        fillings, which = self._fillings(entries)
+        heads = [head for e in entries if (head := e.prompt.head) is not None]
+        return head_outputs(self._forward, examples, heads, fillings, which)
 
     def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
@@ -251,7 +287,7 @@ class Engine:
         return label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
 
     def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
-        return [outputs[-1].log_softmax(dim=-1) for outputs in self._by_head(entries, examples)]
+        return [outputs[-1].log_softmax(dim=-1) for outputs in self._head_outputs(entries, examples)]
 
     def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
@@ -279,23 +315,26 @@ class Engine:
         """
         _check_positive("max_new_tokens", max_new_tokens)
         config = self._generation_config(max_new_tokens, options)
-        entries, examples, _ = self._read(requests, partial(_to_write, room_for=max_new_tokens), alone=True)
-        answers: dict[int, Generation] = {}
+        asked = self._read_alone(requests, partial(_to_write, room_for=max_new_tokens))
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         # The caller's own random numbers go on as if nothing had been drawn.
         with torch.random.fork_rng(devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for rows in self._batches(examples, entries):
-                try:
-                    written = self._write([entries[i] for i in rows], [examples[i] for i in rows], config)
-                except (ValueError, TypeError, ArithmeticError) as cause:
-                    # Some values are only looked at when they are used.
-                    if not options:
-                        raise
-                    raise _refused_options(cause) from cause
-                answers.update(zip(rows, written, strict=True))
-        return [answers[i] for i in range(len(requests))]
+            try:
+                return self._generate(asked, config)
+            except (ValueError, TypeError, ArithmeticError) as cause:
+                # Some values are only looked at when they are used.
+                if not options:
+                    raise
+                raise _refused_options(cause) from cause
+
+    def _generate(self, asked: Sequence[_Asked], config: GenerationConfig) -> list[Generation]:
+        answers: dict[int, Generation] = {}
+        for rows in self._batches(asked):
+            written = self._write([asked[i].entry for i in rows], [asked[i].example for i in rows], config)
+            answers.update(zip(rows, written, strict=True))
+        return [answers[i] for i in range(len(asked))]
 
     def _write(
         self, entries: Sequence[_Entry], examples: Sequence[Example], config: GenerationConfig
@@ -318,7 +357,7 @@ class Engine:
 
     def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
         model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        given = model.generation_config.eos_token_id
+        given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # an encoder has none
         ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
         unknown = set(options) - _OPTIONS - _SAMPLING
@@ -363,19 +402,16 @@ class Engine:
         example: Callable[[_Entry, Mapping[str, Any], str], Example],
         *,
         alone: bool = False,
-    ) -> tuple[list[_Entry], list[Example], list[range]]:
+    ) -> list[tuple[_Asked, ...]]:
         """All requests are read before the first is answered.
 
         Args:
-            alone: whether only single prompts may be asked.
+            alone: whether only single prompts may be asked; ensembles may where they choose labels.
 
         Returns:
-            Prompts and examples to answer, and which of them are of each request: one, or one for each prompt of an
-            ensemble.
+            For each request what is asked: of one prompt, or of each of an ensemble.
         """
-        entries: list[_Entry] = []
-        examples: list[Example] = []
-        owners = []
+        found = []
         for number, request in enumerate(requests, 1):
             _check_request(request, number)
             name, row = request
@@ -383,22 +419,26 @@ class Engine:
             try:
                 entry = self._entry(name)
                 members = (entry,) if isinstance(entry, _Entry) else entry.members
-                if alone and isinstance(entry, _Ensemble):
+                if isinstance(entry, _Ensemble) and (alone or members[0].prompt.task.kind not in _CLASSIFY):
                     raise _no_writers(name, entry.prompt)
-                examples += [example(member, row, getattr(row, "where", None) or where) for member in members]
+                named = getattr(row, "where", None) or where
+                found.append(tuple(_Asked(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
-            owners.append(range(len(entries), len(entries) + len(members)))
-            entries += members
-        return entries, examples, owners
+        return found
 
-    def _batches(self, examples: Sequence[Example], entries: Sequence[_Entry]) -> Iterator[list[int]]:
+    def _read_alone(
+        self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
+    ) -> list[_Asked]:
+        return [asked for (asked,) in self._read(requests, example, alone=True)]
+
+    def _batches(self, asked: Sequence[_Asked]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
-        kinds = [entry.prompt.task.kind for entry in entries]
+        kinds = [a.entry.prompt.task.kind for a in asked]
         for kind in sorted(set(kinds)):
-            own = [i for i in range(len(examples)) if kinds[i] == kind]
-            order = sorted(own, key=lambda i: len(examples[i].tokens))
+            own = [i for i in range(len(asked)) if kinds[i] == kind]
+            order = sorted(own, key=lambda i: len(asked[i].example.tokens))
             for start in range(0, len(order), self.batch_size):
                 yield order[start : start + self.batch_size]
 
@@ -456,6 +496,11 @@ def _to_write(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) 
             instead=f"Use {_VERBS[entry.prompt.task.kind]}.",
         )
     return entry.writer(row, answered=False, where=where, room_for=room_for)
+
+
+def _to_answer(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
+    maker = entry.writer if entry.prompt.task.kind == "generation" and entry.writer is not None else entry.maker
+    return maker(row, answered=False, where=where, room_for=room_for)
 
 
 def _chosen(each: Tensor, labels: Sequence[str], by: By) -> Classification:

@@ -37,6 +37,7 @@ class Backbone:
         kind: "decoder" (a token sees what stands before it), "encoder" (a token sees all others) or "encoder-decoder";
             tried on random tokens, not read off a name.
         speaks: whether it has a language modelling head.
+        state_size: the width of a last hidden state; some models have narrower input embeddings.
         sites: where it attends, in calling order.
         lowers: whether what stands in front may be read as keys and values instead of being computed in every row; of
             decoders alone. Checked on random input when the model is taken in, never assumed.
@@ -82,6 +83,7 @@ class Backbone:
         trials.check_padding(self)
         if getattr(model, "is_quantized", False):
             trials.check_gradient(self)
+        self.state_size = trials.state_size(self)
         self.fingerprint = fingerprint or model_fingerprint(model)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self.kind == "decoder" and trials.lowers(self)
@@ -168,11 +170,6 @@ class Backbone:
     def hidden_size(self) -> int:
         """D, the width of an input embedding."""
         return self._table.weight.shape[1]
-
-    @property
-    def state_size(self) -> int:
-        """The width of a last hidden state; some models have narrower input embeddings."""
-        return self.model.config.get_text_config().hidden_size
 
     @property
     def embeddings(self) -> Tensor:

@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging
 
 from softprompt.backbone import sources
 from softprompt.backbone.fingerprint import model_fingerprint
@@ -104,10 +105,23 @@ def may_be_encoder(config: Any) -> bool:
 def _read(
     made_for: Any, source: sources.Source, dtype: torch.dtype, **options: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    model, found = made_for.from_pretrained(
-        source.folder, dtype=dtype, revision=source.revision, output_loading_info=True, **options
-    )
+    """The model, and the names of the weights that its files lack."""
+    with _without_report():
+        model, found = made_for.from_pretrained(
+            source.folder, dtype=dtype, revision=source.revision, output_loading_info=True, **options
+        )
     return model, sorted(found["missing_keys"])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers warns of every weight that is missing, which is looked at here, or too many, which is right."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -348,5 +348,5 @@ def host(backbone: Backbone, makers: Sequence[ExampleMaker], worked: WorkedExamp
 def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(repr((example.tokens, example.target, example.labels)).encode())
+        digest.update(repr((example.tokens, example.target, example.labels, example.reads)).encode())
     return digest.hexdigest()

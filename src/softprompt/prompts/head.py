@@ -47,13 +47,15 @@ class Head(nn.Module):
         """The inverse of `tensors`.
 
         Raises:
-            ArtifactError: a name or a shape is not what it must be.
+            ArtifactError: a name, a shape or a type is not what it must be.
         """
         if set(tensors) != set(_NAMES):
             raise ArtifactError(f"a head holds {sorted(tensors)}, not {sorted(_NAMES)}")
         weight, bias = (tensors[name] for name in _NAMES)
         if weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise ArtifactError(f"a head has shapes {list(weight.shape)} and {list(bias.shape)}, not [C, D] and [C]")
+        if not (weight.is_floating_point() and bias.is_floating_point()):
+            raise ArtifactError(f"a head holds {weight.dtype} and {bias.dtype}, not floating point numbers")
         return cls(weight, bias).requires_grad_(False)
 
 

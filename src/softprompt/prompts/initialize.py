@@ -54,9 +54,9 @@ def class_labels(tokens: int, host: Host, generator: torch.Generator) -> Tensor:
     """
     if not host.labels:
         raise SettingsError(
-            "init='labels' needs a task with labels",
+            "init='labels' needs a task with label words",
             where="init",
-            instead="Use init='vocabulary' or init='text' for generation.",
+            instead="Use init='vocabulary' or init='text' for generation and for tasks with a trained head.",
         )
     if len(host.labels) > tokens:
         raise SettingsError(

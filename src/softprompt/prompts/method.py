@@ -280,8 +280,8 @@ def place_slots(template: Template, method: Method) -> Template:
         )
     if all(isinstance(segment, (Slot, Target)) for segment in segments):
         raise TemplateError(
-            "there is nothing between the slot and {label} to attend to it",
+            "there is nothing behind the slot to attend to it",
             where=f"template {template.source!r}",
-            instead="Put a field or some text before {label}.",
+            instead="Put a field or some text there (before {label}, if that stands in it).",
         )
     return template.with_start_behind_front_slot() if method.INSIDE else template

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from softprompt.prompts.head import Head
 from softprompt.prompts.method import Asked, Parametrization
 from softprompt.prompts.prompt import Values
 
@@ -30,6 +31,9 @@ class Several(Parametrization):
 
     def asked(self, task: int = 0) -> tuple[Asked, ...]:
         return self._member(task).asked()
+
+    def head_for(self, task: int = 0) -> Head | None:
+        return self._member(task).head_for()
 
     def after_step(self) -> None:
         for part in self.parts():

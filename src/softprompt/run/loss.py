@@ -54,11 +54,12 @@ def span_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs: `[B, S, 2]` of a head: how much a token looks like a beginning, and like an end.
         targets: `[B, S]` int64, `BEGINS` and `ENDS` added up; `IGNORED` where a row has no token or no answer.
     """
-    outputs = outputs.masked_fill((targets == IGNORED)[..., None], torch.finfo(outputs.dtype).min)
+    nothing = (targets == IGNORED)[..., None]
     targets = targets.clamp_min(0)
     rows = (targets & BEGINS).any(dim=1) & (targets & ENDS).any(dim=1)
     if not bool(rows.any()):
-        return outputs.sum() * 0
+        return outputs.float().sum() * 0
+    outputs = outputs.masked_fill(nothing, torch.finfo(outputs.dtype).min)
     return (_at(outputs[rows, :, 0], targets[rows] & BEGINS) + _at(outputs[rows, :, 1], targets[rows] & ENDS)) / 2
 
 

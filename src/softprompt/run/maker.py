@@ -16,7 +16,7 @@ def example_maker(backbone: Backbone, task: Task) -> ExampleMaker:
         SourceError: the task is answered in words, and the model has no language modelling head.
         LabelError, LengthError: as `ExampleMaker`.
     """
-    maker = ExampleMaker(task, backbone.tokenizer, backbone.positions, backbone.kind)
+    maker = ExampleMaker(task, backbone.tokenizer, backbone.positions, backbone.kind, len(backbone.decoder_start))
     if task.kind in SPOKEN and not backbone.speaks:
         raise SourceError(
             f"it has no language modelling head, so it cannot answer a {task.kind} in words",

@@ -75,18 +75,18 @@ def of_words(task: Task, row: Mapping[str, Any], where: str | None, field: Encod
 
 def of_span(task: Task, row: Mapping[str, Any], where: str | None, field: Encoded) -> Answer:
     """Where in the field the answer stands: the first time, or from the character that `start` of a mapping says."""
-    found, content = fields.value(row, task.target, where), fields.text(row, task.field or "", where)
-    start: int | None = None
-    if isinstance(found, Mapping):
-        start, found = found.get("start"), fields.value(found, "text", where)
+    whole, content = fields.value(row, task.target, where), fields.text(row, task.field or "", where)
+    instead = 'Give text that stands there, or {"text": ..., "start": its first character, counted from 0}.'
+    found, start = (whole.get("text"), whole.get("start")) if isinstance(whole, Mapping) else (whole, None)
+    if not isinstance(found, (str, int, float)) or isinstance(start, bool) or not isinstance(start, int | None):
+        raise DataError(f"field {task.target!r} holds {str(whole)[:80]}", where=where, instead=instead)
     answer = fields.as_text(found, task.target, where)
     if start is None:
         start = content.find(answer) if answer else -1
     if not answer or start < 0 or content[start : start + len(answer)] != answer:
+        there = "" if content[max(0, start) :].startswith(answer) or start < 0 else f" at character {start}"
         raise DataError(
-            f"the answer {answer[:80]!r} does not stand in field {task.field!r}",
-            where=where,
-            instead='Give text that stands there, or {"text": ..., "start": its first character}.',
+            f"the answer {answer[:80]!r} does not stand in field {task.field!r}{there}", where=where, instead=instead
         )
     end, spans = start + len(answer), field.spans or []
     inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]

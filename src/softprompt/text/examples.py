@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.errors import DataError, LengthError, TemplateError
+from softprompt.errors import DataError, LengthError, SourceError, TemplateError
 from softprompt.text import answers, fields
 from softprompt.text.answers import Answer
 from softprompt.text.batch import IGNORED
@@ -36,6 +36,7 @@ class Example:
             answer is written behind the last token (or by a decoder of its own).
         labels: positions of all the labels that apply.
         spans: for each of `reads` the part of the field's text it stands for, of a question's answer.
+        words: for each of `reads` the number of the field's word it stands for, of words that are labelled.
     """
 
     tokens: tuple[int, ...]
@@ -46,6 +47,7 @@ class Example:
     reads: tuple[int, ...] | None = None
     labels: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    words: tuple[int, ...] = ()
 
 
 class ExampleMaker:
@@ -63,6 +65,7 @@ class ExampleMaker:
         tokenizer: PreTrainedTokenizerBase,
         positions: int | None = None,
         kind: BackboneKind = "decoder",
+        decoder_start: int = 0,
     ) -> None:
         """
         Args:
@@ -70,24 +73,33 @@ class ExampleMaker:
             positions: how many positions the model has.
             kind: of the model. Only decoders write the answer behind the row; encoders and encoder-decoders are given
                 what the tokenizer puts behind a text.
+            decoder_start: how many tokens a decoder of its own reads before the answer.
 
         Raises:
             TemplateError: a model of this kind does not answer where the template says.
             LengthError: slots, anchors and the longest label word alone are too long.
+            SourceError: the tokenizer cannot tell where in a text its tokens stand, and the task asks for that.
         """
         self.task, self._kind = task, kind
         self._tokenizer = PieceTokenizer(tokenizer)
         self._opening = task.template.opening
         self._check_places()
+        if task.kind == "question-answering" and not tokenizer.is_fast:
+            raise SourceError(
+                f"its tokenizer ({type(tokenizer).__name__}) cannot tell where in a text a token stands",
+                instead="Use a model with a fast tokenizer (tokenizer.json) for question-answering.",
+            )
         by_words = task.kind in SPOKEN and bool(task.labels)
         opens = kind == "encoder-decoder"
         self.verbalizer = Verbalizer(task, self._tokenizer, answer_opens=opens) if by_words else None
         bounds = [b for b in (task.max_length, positions) if b is not None]
         self.limit = min(bounds) if bounds else None
+        # What is written last is never read.
+        self._may_write = positions - decoder_start + 1 if opens and positions is not None else None
         self._pieces = self._fixed_pieces()
         self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
         self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
-        self._check_limit(self._answer_room(()), None)
+        self._check_limit(self._answer_length(()), None)
 
     def _check_places(self) -> None:
         where, target = f"template {self.task.template.source!r}", self.task.template.target
@@ -109,11 +121,24 @@ class ExampleMaker:
             raise TemplateError(
                 "{mask} is filled by one of the labels, and there are none", where=where, instead="Give labels."
             )
+        if self._kind == "decoder" and self.task.kind in OF_TOKENS:
+            self._check_no_slot_behind_the_field(where)
         if Stop() in self.task.template.segments and not self._tokenizer.stop:
             raise TemplateError(
                 "{sep} stands in it, but this tokenizer puts nothing behind a text",
                 where=where,
                 instead="Take {sep} out, or write what is to stand there.",
+            )
+
+    def _check_no_slot_behind_the_field(self, where: str) -> None:
+        """Its states would not depend on the slot, and the slot would learn nothing."""
+        segments, field = self.task.template.segments, self.task.field
+        first = next(i for i, s in enumerate(segments) if isinstance(s, Field) and s.name == field)
+        if any(isinstance(s, Slot) for s in segments[first:]):
+            raise TemplateError(
+                f"a slot stands behind {{{field}}}, and a decoder answers inside it before it has seen the slot",
+                where=where,
+                instead=f"Put {{soft}} before {{{field}}}, or use an encoder.",
             )
 
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
@@ -171,11 +196,9 @@ class ExampleMaker:
         found = self._found(row, where)
         inside = next((f for f in found if f.words is not None or f.spans is not None), None)
         answer = self._answer(row, where, inside) if answered else Answer()
-        room = None
-        if self.limit is not None:
-            answer_room = self._answer_room(answer.target, room_for)
-            self._check_limit(answer_room, where)
-            room = self.limit - self._fixed - answer_room
+        length = self._answer_length(answer.target, room_for)
+        self._check_limit(length, where)
+        room = None if self.limit is None else self.limit - self._fixed - self._room_behind(length)
         pieces, cut = self._fill(found, room)
         tokens: list[int] = []
         begins: list[int] = []
@@ -190,13 +213,21 @@ class ExampleMaker:
             tokens.extend(piece)
         if not tokens:
             raise DataError("the row is empty and so is the template", where=where)
-        target = answer.target
-        reads, spans = self._reads(tokens, begins, inside, inside_at, inside_size, where)
-        if inside is not None:
-            target = target[: len(reads or ())]
-            if self.task.kind == "question-answering" and sum(target) != answers.BEGINS + answers.ENDS:
-                # Part of the answer was cut away: nothing is learned from such a row.
-                target = (IGNORED,) * len(target)
+        target, words = answer.target, tuple[int, ...]()
+        spans: tuple[tuple[int, int], ...] = ()
+        reads: tuple[int, ...] | None
+        if inside is None:
+            reads = self._reads(tokens, begins)
+        else:
+            words, within = self._inside(inside, inside_size, where)
+            reads = tuple(inside_at + i for i in within)
+            if inside.words is not None:
+                target = tuple(target[i] for i in words) if target else ()
+            else:
+                words, spans, target = (), tuple((inside.spans or [])[:inside_size]), target[:inside_size]
+                if sum(target) != answers.BEGINS + answers.ENDS:
+                    # Part of the answer was cut away: nothing is learned from such a row.
+                    target = (IGNORED,) * len(target)
         return Example(
             tokens=tuple(tokens),
             field_at=len(tokens) if field_at is None else field_at,
@@ -206,6 +237,7 @@ class ExampleMaker:
             reads=reads,
             labels=answer.labels,
             spans=spans,
+            words=words,
         )
 
     def fill(
@@ -303,51 +335,56 @@ class ExampleMaker:
         assert inside is not None, "a task that is answered inside a field has one"
         return (answers.of_words if task.kind == "token-classification" else answers.of_span)(task, row, where, inside)
 
-    def _reads(
-        self,
-        tokens: Sequence[int],
-        begins: Sequence[int],
-        inside: Encoded | None,
-        at: int,
-        size: int,
-        where: str | None,
-    ) -> tuple[tuple[int, ...] | None, tuple[tuple[int, int], ...]]:
-        """Where the model's output is read, and which parts of the field's text these positions stand for."""
-        task, last = self.task, len(tokens) - 1
-        if task.kind in OF_TOKENS:
-            assert inside is not None, "a task that is answered inside a field has one"
-            units: Spans = inside.words if inside.words is not None else [(i, i + 1) for i in range(size)]
-            # A decoder has seen a word at its last token; an encoder's first one is as good as any.
-            places = [b - 1 if self._kind == "decoder" else a for a, b in units if a < b <= size]
-            if not places:
-                raise DataError(
-                    f"nothing of field {task.field!r} is left to answer in", where=where, instead="Give it some text."
-                )
-            spans = () if inside.spans is None else tuple(inside.spans[:size])
-            return tuple(at + i for i in places), spans
-        if isinstance(task.template.target, Mask):
-            return (begins[self._mask_piece],), ()
-        if task.kind in SPOKEN or (task.kind == "sequence-classification" and self._kind == "encoder-decoder"):
-            return None, ()
-        if self._kind == "decoder":
-            return (last,), ()
-        if task.kind == "sequence-classification" and self._tokenizer.start:
-            return (begins[self._start_piece],), ()
-        real = tuple(i for i, token in enumerate(tokens) if token >= 0)
-        return (real[:1] if task.kind == "sequence-classification" else real) or (last,), ()
+    def _inside(self, field: Encoded, size: int, where: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which words (or else tokens) of a field are answered, and at which of the `size` tokens that are kept of it.
 
-    def _answer_room(self, target: Sequence[int], room_for: int = 1) -> int:
-        """Positions kept free for the answer; the same for every label, so that what is cut gives none away."""
-        if self._kind != "decoder" or self.task.kind not in SPOKEN:
+        Not those that were cut away, nor words that the tokenizer makes nothing of (a zero-width blank, say).
+        """
+        units: Spans = field.words if field.words is not None else [(i, i + 1) for i in range(size)]
+        kept = tuple(i for i, (a, b) in enumerate(units) if a < b <= size)
+        if not kept:
+            raise DataError(
+                f"nothing of field {self.task.field!r} is left to answer in", where=where, instead="Give it some text."
+            )
+        # A decoder has seen a word at its last token; an encoder's first one is as good as any.
+        return kept, tuple(units[i][1] - 1 if self._kind == "decoder" else units[i][0] for i in kept)
+
+    def _reads(self, tokens: Sequence[int], begins: Sequence[int]) -> tuple[int, ...] | None:
+        """Where the model's output is read, of a task that is not answered inside a field."""
+        task, last = self.task, len(tokens) - 1
+        if isinstance(task.template.target, Mask):
+            return (begins[self._mask_piece],)
+        if task.kind in SPOKEN or (task.kind == "sequence-classification" and self._kind == "encoder-decoder"):
+            return None
+        if self._kind == "decoder":
+            return (last,)
+        if task.kind == "sequence-classification" and self._tokenizer.start:
+            return (begins[self._start_piece],)
+        real = tuple(i for i, token in enumerate(tokens) if token >= 0)
+        return (real[:1] if task.kind == "sequence-classification" else real) or (last,)
+
+    def _answer_length(self, target: Sequence[int], room_for: int = 1) -> int:
+        """Tokens of an answer in words; the same for every label, so that what is cut gives none away."""
+        if self.task.kind not in SPOKEN:
             return 0
         if self.verbalizer is None:
             return len(target) or room_for
         return 1 if self.verbalizer.by_first_token else max(map(len, self.verbalizer.words))
 
+    def _room_behind(self, answer: int) -> int:
+        """Positions of a row that are kept free for its answer."""
+        return answer if self._kind == "decoder" else 0
+
     def _check_limit(self, answer: int, where: str | None) -> None:
-        if self.limit is not None and self._fixed + answer > self.limit:
+        if self._may_write is not None and answer > self._may_write:
             raise LengthError(
-                f"slots and hard text take {self._fixed} tokens and the answer {answer}, "
+                f"the answer takes {answer} tokens, but the model's decoder has positions for {self._may_write}",
+                where=where,
+                instead="Shorten it, or give a smaller max_new_tokens.",
+            )
+        if self.limit is not None and self._fixed + self._room_behind(answer) > self.limit:
+            raise LengthError(
+                f"slots and hard text take {self._fixed} tokens and the answer {self._room_behind(answer)}, "
                 f"but only {self.limit} are allowed",
                 where=where,
                 instead="Shorten the template, its slots or the answer, or raise max_length if the model has more "

@@ -109,8 +109,9 @@ class Task:
                 where="field",
                 instead="Leave it out.",
             )
-        if kind == "multi-label" and none in words:
-            raise LabelError(f"{none!r} is a label's word and the word for none", instead="Give another: none=...")
+        if kind == "multi-label" and (none in words or not none.strip()):
+            what = f"{none!r} is a label's word and the word for none" if none.strip() else "the word for none is empty"
+            raise LabelError(what, instead="Give another: none=...")
         if max_length is not None and max_length < 1:
             raise SettingsError(f"max_length is {max_length}", instead="Give a positive number, or None.")
         for name, value in (
@@ -194,7 +195,8 @@ def _read_labels(
     if len(names) < 2:
         raise LabelError(
             f"a {kind} needs two labels or more, not {list(names)}",
-            instead="Give them all, or leave labels out for generation.",
+            instead="Give them all"
+            + (", or leave labels out for generation." if kind == "classification" else ": labels=[...]."),
         )
     for what, values in (("label", names), ("label word", words)):
         if len(set(values)) < len(values):

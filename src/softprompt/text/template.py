@@ -170,9 +170,9 @@ class Template:
         return next((s for s in self.segments if isinstance(s, (Target, Mask))), None)
 
     @property
-    def opening(self) -> Segment:
-        """What the text begins with: the first segment that is neither slot nor `{bos}`."""
-        return next(s for s in self.segments if not isinstance(s, (Slot, Start)))
+    def opening(self) -> Segment | None:
+        """What the text begins with: the first segment that is neither slot nor `{bos}`; None where all are."""
+        return next((s for s in self.segments if not isinstance(s, (Slot, Start))), None)
 
     def with_slot_in_front(self, *, behind_start: bool = False) -> Template:
         """The same template with a `{soft}` slot in front, if it has none.

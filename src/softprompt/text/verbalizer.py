@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 from softprompt.errors import LabelError
 from softprompt.text.task import Task
 from softprompt.text.template import Mask
@@ -60,10 +62,12 @@ class Verbalizer:
     def _check_length(self, asked: list[tuple[str, tuple[int, ...], str]], masked: bool) -> None:
         """One {mask} is one token; and of several labels each must be told by one, for they are not alternatives."""
         if self.none and not self.by_first_token:
+            pairs = combinations(asked, 2)
+            (word, _, label), (other, _, another) = next((x, y) for x, y in pairs if x[1][0] == y[1][0])
             raise LabelError(
-                "two label words (or the word for none) begin with the same token",
-                where="labels",
-                instead='Give other words: labels={"label": "word", ...}.',
+                f"label words {word!r} and {other!r} begin with the same token, and that is what tells each of several",
+                where=f"labels {label!r} and {another!r}",
+                instead='Give other words: labels={"label": "word", ...}, none="...".',
             )
         for word, tokens, label in asked if masked else ():
             if len(tokens) > 1:

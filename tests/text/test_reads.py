@@ -1,0 +1,289 @@
+"""Answers inside a field: labels of words, and spans."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from softprompt.errors import DataError, LabelError
+from softprompt.text.answers import BEGINS, ENDS
+from softprompt.text.batch import IGNORED
+from softprompt.text.examples import ExampleMaker
+from softprompt.text.task import Task
+
+KINDS = {"decoder": tiny.tokenizer(), "encoder": tiny.tokenizer("encoder"), "encoder-decoder": tiny.tokenizer("t5")}
+LABELS = ["A", "B"]
+TAGS = Task("{soft:2}Article: {text}", LABELS, kind="token-classification")
+SPANS = Task("{soft:2}Article: {text}", kind="question-answering")
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def maker(task: Task, kind: str = "encoder", tokenizer=None) -> ExampleMaker:
+    return ExampleMaker(task, tokenizer if tokenizer is not None else KINDS[kind], 512, kind)
+
+
+def tokens_at(example, tokenizer) -> list[str]:
+    return [tokenizer.decode([example.tokens[i]]) for i in example.reads]
+
+
+# A label for each word
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "the market unfolds", "label": "A B A"},
+        {"text": ["the", "market", "unfolds"], "label": ["A", "B", "A"]},
+        {"text": "  the\n market \t unfolds ", "label": ("A", "B", "A")},
+    ],
+)
+def test_a_word_is_read_once_at_its_first_token_or_a_decoders_last(kind, row):
+    own = KINDS[kind]
+    example = maker(TAGS, kind)(row)
+    pieces = [own.tokenize(" " + word) for word in ("the", "market", "unfolds")]
+    assert len(pieces[2]) > 1
+    wanted = [own.convert_tokens_to_string([p[-1] if kind == "decoder" else p[0]]) for p in pieces]
+    assert tokens_at(example, own) == wanted
+    assert (example.target, example.words, example.spans, example.label) == ((0, 1, 0), (0, 1, 2), (), None)
+    assert example.tokens == maker(TAGS, kind)({"text": "the market unfolds"}, answered=False).tokens
+    assert maker(TAGS, kind)(row, answered=False).reads == example.reads
+
+
+@every_kind
+def test_words_that_were_cut_away_are_not_read(kind):
+    words, labels = ["the", "unfolds"] * 20, LABELS * 20
+    for limit in range(14, 30):
+        task = Task("{soft:2}Article: {text}|", LABELS, kind="token-classification", max_length=limit)
+        example = maker(task, kind)({"text": words, "label": labels})
+        assert len(example.tokens) == limit
+        assert example.cut > 0
+        assert example.words == tuple(range(len(example.reads)))
+        assert example.target == tuple(i % 2 for i in example.words)
+        # What is left of a word that was cut in two is no word.
+        whole = maker(TAGS, kind)({"text": words}, answered=False)
+        assert example.reads == whole.reads[: len(example.reads)]
+        assert 1 <= len(example.reads) < 40
+
+
+@pytest.mark.parametrize("words", [["", "team", "won"], ["team", "\u200b", "won"], ["team", "won", "\x00"]])
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_word_of_which_the_tokenizer_makes_nothing_takes_no_label_from_its_neighbours(minilm, words, answered):
+    labels = ["A" if word in ("team", "won") else "B" for word in words]
+    example = maker(TAGS, tokenizer=minilm.tokenizer)({"text": words, "label": labels}, answered=answered)
+    assert tokens_at(example, minilm.tokenizer) == ["team", "won"]
+    assert [words[i] for i in example.words] == ["team", "won"]
+    assert example.target == ((0, 0) if answered else ())
+
+
+def test_a_word_with_blanks_in_a_list_is_one_word():
+    example = maker(TAGS)({"text": ["the team", "won"], "label": ["A", "B"]})
+    assert tokens_at(example, KINDS["encoder"]) == [" the", " won"]
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "message"),
+    [
+        (
+            {"text": "a b c", "label": "A B"},
+            DataError,
+            "row 1: field 'text' has 3 words, but 'label' 2 labels.*one length",
+        ),
+        ({"text": ["a b"], "label": ["A", "B"]}, DataError, "field 'text' has 1 words, but 'label' 2 labels"),
+        ({"text": "a b", "label": "A C"}, LabelError, "row 1: unknown label 'C'. The task's labels are A, B"),
+        ({"text": "a b", "label": ["A", None]}, DataError, "field 'label' is NoneType, not text"),
+        ({"text": ["a", None], "label": "A B"}, DataError, "field 'text' is NoneType, not text"),
+        ({"text": "a b"}, DataError, "field 'label' is missing"),
+        ({"text": "", "label": ""}, DataError, "row 1: nothing of field 'text' is left to answer in"),
+        ({"text": [], "label": []}, DataError, "nothing of field 'text' is left"),
+    ],
+)
+def test_words_and_labels_that_do_not_go_together_are_named(row, error, message):
+    with pytest.raises(error, match=message):
+        maker(TAGS).all([row])
+
+
+def test_names_of_special_tokens_are_only_text_in_a_row():
+    for kind, own in KINDS.items():
+        example = maker(TAGS, kind)({"text": "</s> won <mask>", "label": "A B A"})
+        inside = example.tokens[example.field_at :]
+        inside = inside if kind == "decoder" else inside[:-1]
+        assert not set(own.all_special_ids) & set(inside)
+        assert len(example.reads) == 3
+
+
+def test_the_field_that_is_named_is_the_one_that_is_read():
+    rows = {"text": "the team", "other": "won", "label": "A B"}
+    task = Task("{text} {other}", LABELS, kind="token-classification", field="text")
+    assert tokens_at(maker(task)(rows), KINDS["encoder"]) == ["the", " team"]
+    with pytest.raises(DataError, match="field 'other' has 1 words"):
+        maker(Task("{text} {other}", LABELS, kind="token-classification"))(rows)
+
+
+# Spans
+
+
+def answer_of(example, content: str) -> str:
+    """The text between the token that begins the answer and the one that ends it."""
+    (first,) = [i for i, t in enumerate(example.target) if t & BEGINS]
+    (last,) = [i for i, t in enumerate(example.target) if t & ENDS]
+    return content[example.spans[first][0] : example.spans[last][1]]
+
+
+CONTENTS = [
+    ("the team won the match", "won the"),
+    ("the team won", "the team won"),
+    ("  two  blanks\nand lines \n", "blanks\nand"),
+    ("naïve café, 서울의 팀이 이겼다!", "서울의"),
+    ("서울의 팀이 이겼다", "팀이"),
+    ("a </s> b <mask> [SEP] c", "<mask> [SEP]"),
+    ("unfolding", "fold"),
+]
+
+
+@every_kind
+@pytest.mark.parametrize(("content", "answer"), CONTENTS)
+@pytest.mark.parametrize("template", ["{text}", "{soft:2}Article:  {text}\nx"])
+def test_the_tokens_of_an_answer_are_marked(kind, content, answer, template):
+    assert_marked(maker(Task(template, kind="question-answering"), kind), content, answer)
+
+
+def assert_marked(made: ExampleMaker, content: str, answer: str) -> None:
+    example = made({"text": content, "label": answer})
+    assert len(example.reads) == len(example.spans) == len(example.target)
+    found = answer_of(example, content)
+    assert answer in found
+    # No token more than it takes.
+    first = next(i for i, t in enumerate(example.target) if t & BEGINS)
+    last = next(i for i, t in enumerate(example.target) if t & ENDS)
+    start = content.index(answer)
+    assert example.spans[first][0] <= start < example.spans[first][1]
+    assert example.spans[last][0] < start + len(answer) <= example.spans[last][1]
+    assert sum(example.target) == BEGINS + ENDS
+
+
+@pytest.mark.parametrize(("content", "answer"), CONTENTS)
+@pytest.mark.parametrize("template", ["{text}", "{soft:2}Article:  {text}\nx"])
+def test_offsets_of_real_tokenizers(minilm, byte_level, content, answer, template):
+    task = Task(template, kind="question-answering")
+    assert_marked(maker(task, "encoder", minilm.tokenizer), content, answer)
+    assert_marked(maker(task, "decoder", byte_level), content, answer)
+
+
+@pytest.mark.parametrize("template", ["{text}", "Article: {text}\nx", "{soft:2}{text}"])
+def test_offsets_where_a_blank_is_put_before_every_text(metaspace, template):
+    task = Task(template, kind="question-answering")
+    for content, answer in (("the team won the match", "won"), ("the team won", "the"), ("market: 서울 x", "서울")):
+        assert_marked(maker(task, "decoder", metaspace), content, answer)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(st.sampled_from("the won,서울é\n "), min_size=1, max_size=30), st.data())
+def test_every_part_of_a_text_is_found(content, data):
+    start = data.draw(st.integers(0, len(content) - 1))
+    end = data.draw(st.integers(start + 1, len(content)))
+    made = maker(SPANS, data.draw(st.sampled_from(list(KINDS))))
+    example = made({"text": content, "label": {"text": content[start:end], "start": start}})
+    first, last = (next(i for i, t in enumerate(example.target) if t & mark) for mark in (BEGINS, ENDS))
+    assert example.spans[first][0] <= start < example.spans[first][1]
+    assert example.spans[last][0] < end <= example.spans[last][1]
+
+
+def test_where_an_answer_stands_may_be_said():
+    content = "won, and won again"
+    first = maker(SPANS)({"text": content, "label": "won"})
+    assert first == maker(SPANS)({"text": content, "label": {"text": "won"}})
+    assert first == maker(SPANS)({"text": content, "label": {"text": "won", "start": 0}})
+    second = maker(SPANS)({"text": content, "label": {"text": "won", "start": 9}})
+    assert second.tokens == first.tokens
+    assert first.target.index(BEGINS + ENDS) < second.target.index(BEGINS + ENDS)
+
+
+def test_a_number_is_an_answer():
+    assert answer_of(maker(SPANS)({"text": "in 1999 it fell", "label": 1999}), "in 1999 it fell").strip() == "1999"
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("fell", "row 1: the answer 'fell' does not stand in field 'text'. Give text that stands there, or"),
+        ("", "the answer '' does not stand in field 'text'"),
+        ({"text": "won", "start": 3}, "the answer 'won' does not stand in field 'text' at character 3"),
+        ({"text": "won", "start": -3}, "the answer 'won' does not stand in field 'text'"),
+        ({"text": "won", "start": 99}, "does not stand in field 'text' at character 99"),
+        ({"text": "won", "start": "9"}, r"field 'label' holds {'text': 'won', 'start': '9'}. Give text that stands"),
+        ({"text": "won", "start": 9.0}, "field 'label' holds"),
+        ({"text": "won", "start": True}, "field 'label' holds"),
+        ({"start": 3}, r"field 'label' holds {'start': 3}"),
+        (["won"], r"field 'label' holds \['won'\]"),
+        (None, "field 'label' holds None"),
+        (float("nan"), "field 'label' is nan, as tables write what is missing"),
+    ],
+)
+def test_an_answer_that_is_not_there_is_named(label, message):
+    with pytest.raises(DataError, match=message):
+        maker(SPANS).all([{"text": "the team won", "label": label}])
+
+
+def test_an_answer_of_which_the_tokenizer_makes_nothing_is_named(minilm):
+    with pytest.raises(DataError, match="row 1: no token stands for the answer"):
+        maker(SPANS, tokenizer=minilm.tokenizer).all([{"text": "a \u200b b", "label": "\u200b"}])
+
+
+@every_kind
+def test_from_an_answer_that_was_cut_away_nothing_is_learned(kind):
+    content = "the team won " * 20 + "the market fell"
+    whole = maker(SPANS, kind)({"text": content, "label": "market fell"})
+    place = whole.reads[whole.target.index(BEGINS)]
+    ending = len(whole.tokens) - whole.reads[-1] - 1
+    for limit, kept in ((place + 2 + ending, True), (place + 1 + ending, False), (20, False)):
+        task = Task(SPANS.template, kind="question-answering", max_length=limit)
+        example = maker(task, kind)({"text": content, "label": "market fell"})
+        assert len(example.tokens) == limit
+        assert len(example.reads) == len(example.spans) == len(example.target)
+        assert example.reads == whole.reads[: len(example.reads)]
+        assert (sum(example.target) == BEGINS + ENDS) == kept
+        assert kept or set(example.target) == {IGNORED}
+
+
+# Several labels, and what rows have in common
+
+
+SEVERAL = Task("{text}:{label}", ["a b", "c", "d"], kind="multi-label", none="x")
+
+
+@pytest.mark.parametrize(
+    ("label", "labels"),
+    [
+        ("a b|d", (0, 2)),
+        (" d | a b ", (0, 2)),
+        (["d", "a b", "d"], (0, 2)),
+        (("c",), (1,)),
+        ("c", (1,)),
+        ("", ()),
+        ([], ()),
+        ("|", ()),
+    ],
+)
+def test_several_labels_are_a_list_or_text_with_bars(label, labels):
+    example = maker(SEVERAL, "decoder")({"text": "won", "label": label})
+    assert (example.labels, example.target, example.reads) == (labels, (), None)
+
+
+@pytest.mark.parametrize("label", ["a|b", ["a b", "e"], "c,d"])
+def test_a_label_among_several_that_is_unknown_is_named(label):
+    with pytest.raises(LabelError, match=r"row 1: unknown label '.*'. The task's labels are a b, c, d"):
+        maker(SEVERAL, "decoder").all([{"text": "won", "label": label}])
+
+
+def test_rows_of_one_answer_share_a_number():
+    made = maker(Task("{text}", kind="feature-extraction"))
+    one, same, other = (
+        made({"text": text, "label": label}).label for text, label in (("a", "x"), ("b", "x"), ("a", "y"))
+    )
+    assert one == same != other
+    assert 0 <= one < 2**56
+    assert made({"text": "a", "label": 1}).label == made({"text": "a", "label": "1"}).label
