@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-# What PEFT does depends on the transformers under it: version 5.24 calls a cache otherwise than 5.23.
+# What PEFT does depends on the transformers under it: version 5.24 calls a cache otherwise than older ones.
 SEEN = {"peft": "0.21.2", "transformers": "5.24."}
 
 

@@ -71,9 +71,11 @@ def test_the_network_that_writes_a_prompt_is_run_once_a_step(method, network):
 
 
 @pytest.mark.peer
-def test_peft_runs_the_network_that_writes_a_prefix_for_every_row():
-    model, ids = adapted("llama", "prefix", prefix_projection=True, encoder_hidden_size=8), IDS.expand(4, -1)
-    with inputs_of(model.prompt_encoder["default"].transform) as seen:
+@pytest.mark.parametrize(("method", "network", "runs"), [("prefix", "transform", 4), ("p-tuning", "mlp_head", 1)])
+def test_peft_runs_the_network_that_writes_a_prefix_for_every_row(method, network, runs):
+    options = {"prefix_projection": True} if method == "prefix" else {}
+    model, ids = adapted("llama", method, **options), IDS.expand(4, -1)
+    with inputs_of(model.prompt_encoder["default"].get_submodule(network)) as seen:
         model(ids, attention_mask=torch.ones_like(ids))
-    assert shapes(seen) == [(4, TOKENS)]
+    assert shapes(seen) == [(runs, TOKENS)]
     assert all(torch.equal(seen[0][0], row) for row in seen[0])

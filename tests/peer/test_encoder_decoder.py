@@ -11,6 +11,7 @@ import reference
 import tiny
 from our_side import WRITING, assert_a_batch_equals_each_row_alone, examples, random_values
 from peft_side import IDS, ONES, TOKENS, adapted
+from reference import assert_close
 from softprompt.backbone.backbone import Backbone
 from softprompt.prompts import PrefixTuning, PromptTuning, PTuning
 from softprompt.run.forward import Filling, Forward
@@ -59,10 +60,13 @@ def test_peft_trains_half_of_a_prefix_where_the_number_of_layers_is_even():
 
 @pytest.mark.peer
 def test_peft_gives_a_layer_and_the_one_half_way_on_the_same_prefix():
-    cache = adapted(t5(), "prefix", "SEQ_2_SEQ_LM").get_prompt(1).self_attention_cache
-    keys, half = [layer.keys for layer in cache.layers], LAYERS // 2
+    model = adapted(t5(), "prefix", "SEQ_2_SEQ_LM")
+    keys, half = [layer.keys for layer in model.get_prompt(1).self_attention_cache.layers], LAYERS // 2
     assert all(torch.equal(keys[i], keys[i + half]) for i in range(half))
     assert not torch.equal(keys[0], keys[1])
+    with torch.no_grad():
+        encoded = model(IDS, attention_mask=ONES, labels=IDS).encoder_last_hidden_state
+        assert_close(encoded, t5().get_encoder()(IDS, attention_mask=ONES).last_hidden_state)
 
 
 @pytest.mark.parametrize("method", [PromptTuning(tokens=TOKENS), PTuning(tokens=TOKENS)], ids=["prompt", "p-tuning"])
