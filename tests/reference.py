@@ -217,3 +217,41 @@ def prefixed(model: PreTrainedModel, prefix: Prefix) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(usual)
+
+
+def random_prefix(backbone: Backbone, tokens: int = 3, *, seed: int = 4) -> Prefix:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = backbone.site_shapes.values()
+    keys, values = (
+        tuple(torch.randn(tokens, heads, (key, value)[i], generator=generator) for heads, key, value in shapes)
+        for i in (0, 1)
+    )
+    return Prefix(tuple(backbone.site_shapes), keys, values)
+
+
+def answer(
+    model: PreTrainedModel, backbone: Backbone, example: Example, prompt: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """States and logits at the positions that are read, by a model that was never taken in; of a decoder, the first.
+
+    Without a prompt, the row's virtual tokens stand inside the attention; see `prefixed`.
+    """
+    tokens = [t for t in example.tokens if t >= 0 or prompt is not None]
+    before = len(example.tokens) - len(tokens)
+    sequence = embeds(model, tokens, torch.zeros(0) if prompt is None else prompt)
+    reads = None if example.reads is None else [i - before for i in example.reads]
+    if backbone.kind == "encoder-decoder":
+        if reads is not None:
+            return model.get_encoder()(inputs_embeds=sequence).last_hidden_state[0, reads], None
+        start = backbone.decoder_start
+        ids = torch.tensor([[*start, *example.target[:-1]]])
+        outputs = model(inputs_embeds=sequence, decoder_input_ids=ids, output_hidden_states=True)
+        first = len(start) - 1
+        return outputs.decoder_hidden_states[-1][0, first:], outputs.logits[0, first:]
+    places = {}
+    if backbone.kind == "decoder":
+        reads = reads or [len(tokens) - 1]
+        if before:
+            places = {"position_ids": torch.arange(before, len(example.tokens))[None]}
+    states = model.base_model(inputs_embeds=sequence, **places).last_hidden_state[0, reads]
+    return states, model(inputs_embeds=sequence, **places).logits[0, reads]

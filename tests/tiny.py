@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -140,19 +141,27 @@ UNROUTED = ("bloom", "falcon", "mamba")
 """Those that read no context."""
 
 
-def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
+def random_model(
+    config: PreTrainedConfig, auto: Any = AutoModelForCausalLM, *, seed: int = 0, attention: str | None = None
+) -> PreTrainedModel:
     """A random model; weights large enough that every position matters to every later one."""
     torch.manual_seed(seed)
-    config = (_CONFIGS | _UNUSUAL | _ENCODERS | _ENCODER_DECODERS)[family]()
-    classes = dict.fromkeys(_ENCODERS, AutoModelForMaskedLM) | dict.fromkeys(_ENCODER_DECODERS, AutoModelForSeq2SeqLM)
-    made = classes.get(family, AutoModelForCausalLM).from_config(
-        config, attn_implementation=attention, dtype=torch.float32
-    )
+    made = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.2)
     return made.eval()
+
+
+def config(family: str) -> PreTrainedConfig:
+    return (_CONFIGS | _UNUSUAL | _ENCODERS | _ENCODER_DECODERS)[family]()
+
+
+def model(family: str, *, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
+    """A random model of a family, with its language modelling head."""
+    classes = dict.fromkeys(_ENCODERS, AutoModelForMaskedLM) | dict.fromkeys(_ENCODER_DECODERS, AutoModelForSeq2SeqLM)
+    return random_model(config(family), classes.get(family, AutoModelForCausalLM), seed=seed, attention=attention)
 
 
 _AROUND = {"encoder": "<s> $A </s>", "bart": "<s> $A </s>", "t5": "$A </s>"}

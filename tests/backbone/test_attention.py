@@ -29,10 +29,11 @@ def widened(
     rows: list[int] | None = None,
     causal: bool = True,
     window: int | None = None,
+    past: int = 0,
 ) -> list[list[list[bool]]] | None:
     """For each row and query whether each key of context and row is seen; one row where all agree."""
     places = torch.tensor(positions)
-    reading = Reading({}, places, context, None if rows is None else torch.tensor(rows))
+    reading = Reading({}, places, context, None if rows is None else torch.tensor(rows), past=past)
     query, key = torch.zeros(*places.shape, 1).unsqueeze(1), torch.zeros(len(positions), HEADS, own, WIDTH)
     found = reading.widen(mask, query, key, causal, window)
     if found is None:
@@ -51,7 +52,12 @@ def test_causal_rows_see_the_whole_context_and_their_own_past():
 
 
 def test_a_single_query_needs_no_mask():
-    assert widened(context_of(2), None, [[4]] * 3, own=3) is None
+    assert widened(context_of(2), None, [[4]] * 3, own=3, past=2) is None
+
+
+def test_what_a_query_sees_of_its_row_does_not_depend_on_the_positions_a_caller_gave():
+    assert widened(context_of(2), None, [[7, 8, 9]], own=3) == [bits("11100", "11110", "11111")]
+    assert widened(context_of(2), None, [[7, 8]], own=4, past=2) == [bits("111110", "111111")]
 
 
 def test_a_query_that_attends_to_everything_needs_no_mask():

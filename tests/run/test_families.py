@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import reference
 import tiny
-from reference import assert_close
+from reference import assert_close, random_prefix
 from softprompt.backbone.context import Context
 from softprompt.prompts.prompt import Prefix, VirtualTokens
 from softprompt.run.forward import Filling, Forward
@@ -53,31 +53,8 @@ def random_tokens(backbone, examples) -> torch.Tensor:
     return torch.randn(virtual, backbone.hidden_size, generator=torch.Generator().manual_seed(3)) * scale
 
 
-def random_prefix(backbone, tokens: int = 3) -> Prefix:
-    generator = torch.Generator().manual_seed(4)
-    shapes = backbone.site_shapes.values()
-    keys, values = (
-        tuple(torch.randn(tokens, heads, (key, value)[i], generator=generator) for heads, key, value in shapes)
-        for i in (0, 1)
-    )
-    return Prefix(tuple(backbone.site_shapes), keys, values)
-
-
 def plain_answer(family: str, example, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """States and logits at the positions that are read, by a model that was never taken in."""
-    model, own = reference.plain(family), reference.backbone(family)
-    sequence = reference.embeds(model, example.tokens, prompt)
-    if own.kind == "encoder":
-        states = model.base_model(inputs_embeds=sequence).last_hidden_state
-        logits = model(inputs_embeds=sequence).logits
-        return states[0, list(example.reads)], logits[0, list(example.reads)]
-    if example.reads is not None:
-        return model.get_encoder()(inputs_embeds=sequence).last_hidden_state[0, list(example.reads)], None
-    start = own.decoder_start
-    ids = torch.tensor([[*start, *example.target[:-1]]])
-    outputs = model(inputs_embeds=sequence, decoder_input_ids=ids, output_hidden_states=True)
-    first = len(start) - 1
-    return outputs.decoder_hidden_states[-1][0, first:], outputs.logits[0, first:]
+    return reference.answer(reference.plain(family), reference.backbone(family), example, prompt)
 
 
 def assert_rows_equal(family: str, task: Task, values, wanted) -> None:
@@ -122,32 +99,10 @@ def test_a_prefix_is_seen_by_every_attention(family, kind):
     answers = Forward(backbone).answers(examples, [Filling(prefix)])
     for i, example in enumerate(examples):
         with reference.prefixed(model, prefix):
-            states, logits = plain_prefixed(model, backbone, example)
+            states, logits = reference.answer(model, backbone, example)
         assert_close(answers.states[i, -len(states) :], states)
         if logits is not None:
             assert_close(answers.logits[i, -len(states) :], logits)
-
-
-def plain_prefixed(model, backbone, example):
-    """As `plain_answer`, of a row whose virtual tokens stand inside the attention."""
-    tokens = [t for t in example.tokens if t >= 0]
-    before = len(example.tokens) - len(tokens)
-    embedded = model.get_input_embeddings()(torch.tensor([tokens]))
-    reads = None if example.reads is None else [i - before for i in example.reads]
-    if backbone.kind == "encoder-decoder":
-        if reads is not None:
-            return model.get_encoder()(inputs_embeds=embedded).last_hidden_state[0, reads], None
-        start = backbone.decoder_start
-        ids = torch.tensor([[*start, *example.target[:-1]]])
-        outputs = model(inputs_embeds=embedded, decoder_input_ids=ids, output_hidden_states=True)
-        return outputs.decoder_hidden_states[-1][0, len(start) - 1 :], outputs.logits[0, len(start) - 1 :]
-    places = {}
-    if backbone.kind == "decoder":
-        if reads is None:
-            reads = [len(tokens) - 1]
-        places = {"position_ids": torch.arange(before, len(example.tokens))[None]}
-    states = model.base_model(inputs_embeds=embedded, **places).last_hidden_state[0, reads]
-    return states, model(inputs_embeds=embedded, **places).logits[0, reads]
 
 
 @pytest.mark.parametrize("family", ALL)

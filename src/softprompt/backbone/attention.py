@@ -69,6 +69,7 @@ class Reading:
         context: keys and values in front, or None.
         rows: `[B]` int64, the entry each row reads; None where all read the only one, or row b reads entry b.
         record: filled with the keys and values of this pass's own tokens.
+        past: how many own keys stand before those of this pass, in a cache.
     """
 
     sites: Mapping[int, Sequence[int]]
@@ -76,6 +77,7 @@ class Reading:
     context: Context | None = None
     rows: Tensor | None = None
     record: Record | None = None
+    past: int = 0
     # Widened masks by what they were made from; each holds on to its mask, whose identity nothing else may then have.
     _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
     _calls: Counter[int] = field(default_factory=Counter, compare=False, repr=False)
@@ -127,8 +129,9 @@ class Reading:
         if mask is None:
             mask = torch.ones(1, 1, length, own, dtype=torch.bool, device=query.device)
             if causal:
-                # No row is padded, so key s is every row's token s; a static cache may have keys yet to be filled.
-                token = (self.positions[:1] - lengths[:1, None])[:, None, :, None]
+                # Counted and not read off the positions, which a caller may choose. No row is padded, so key s is every
+                # row's token s; a static cache may have keys yet to be filled.
+                token = self.past + torch.arange(length, device=query.device)[None, None, :, None]
                 mask = torch.arange(own, device=query.device) <= token
             if bool(seen.all()) and bool(mask.all()):
                 return None

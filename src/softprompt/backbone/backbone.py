@@ -348,7 +348,8 @@ class Backbone:
             # slice would copy the LM head once for every row.
             inputs["logits_to_keep"] = torch.arange(max(0, length - keep), length, device=positions.device)
         if context is not None or record is not None:
-            inputs[KEYWORD] = Reading(self._site_of, positions, context, rows, record)
+            past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
+            inputs[KEYWORD] = Reading(self._site_of, positions, context, rows, record, past)
         with recompute.recomputing(self._recomputed):
             return (run or self.model)(**inputs)
 
@@ -368,6 +369,11 @@ def context_lengths(context: Context | None, rows: Tensor | None) -> Tensor | in
     if context is None:
         return 0
     return (context.lengths if rows is None else context.lengths.index_select(0, rows))[:, None]
+
+
+def cached_tokens(*caches: Any) -> int:
+    """How many tokens the first cache that is there holds; 0 where there is none."""
+    return next((int(cache.get_seq_length()) for cache in caches if cache is not None), 0)
 
 
 def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:

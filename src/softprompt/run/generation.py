@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
-from softprompt.backbone.backbone import Backbone, context_lengths, offset_positions
+from softprompt.backbone.backbone import Backbone, cached_tokens, context_lengths, offset_positions
 from softprompt.backbone.context import Context
 
 
@@ -106,8 +106,7 @@ class PromptedModel(nn.Module, GenerationMixin):
         """
         tokens = next(t for t in (decoder_input_ids, input_ids, inputs_embeds) if t is not None)
         if decoder_input_ids is not None:
-            known = cache if cache is not None else past_key_values
-            past = 0 if known is None else int(known.get_seq_length())
+            past = cached_tokens(cache, past_key_values)
             position_ids = torch.arange(past, past + tokens.shape[1], device=tokens.device)[None]
             position_ids = position_ids + context_lengths(self.context, prompt_ids)
             kwargs |= {"decoder_input_ids": decoder_input_ids, "encoder_outputs": encoder_outputs}
