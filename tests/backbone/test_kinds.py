@@ -97,9 +97,12 @@ def test_a_bert_that_was_made_a_decoder_is_one(tmp_path):
     model = BertLMHeadModel(BertConfig(**tiny.SHAPE, is_decoder=True))
     model.save_pretrained(tmp_path / "m")
     tiny.tokenizer().save_pretrained(tmp_path / "m")
-    backbone = Backbone.load(str(tmp_path / "m"))
-    assert (backbone.kind, backbone.speaks) == ("decoder", True)
-    assert type(backbone.model) is BertLMHeadModel
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    for named in ("BertLMHeadModel", "BertForMaskedLM"):
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config | {"architectures": [named]}))
+        backbone = Backbone.load(str(tmp_path / "m"))
+        assert (backbone.kind, backbone.speaks) == ("decoder", True)
+        assert type(backbone.model) is BertLMHeadModel
     assert toys.learn(backbone, steps=1).prompt.values.tokens == 4
 
 

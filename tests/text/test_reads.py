@@ -151,6 +151,14 @@ def test_the_tokens_of_an_answer_are_marked(kind, content, answer, template):
     assert_marked(maker(Task(template, kind="question-answering"), kind), content, answer)
 
 
+@every_kind
+def test_names_of_special_tokens_are_only_text_in_a_text_that_is_answered_in(kind):
+    own = KINDS[kind]
+    example = maker(Task("Article: {text}.", kind="question-answering"), kind)({"text": "a</s><mask>", "label": "a"})
+    assert not set(own.all_special_ids) & {example.tokens[i] for i in example.reads}
+    assert len(example.reads) > 3
+
+
 def assert_marked(made: ExampleMaker, content: str, answer: str) -> None:
     example = made({"text": content, "label": answer})
     assert len(example.reads) == len(example.spans) == len(example.target)
@@ -173,10 +181,15 @@ def test_offsets_of_real_tokenizers(minilm, byte_level, content, answer, templat
     assert_marked(maker(task, "decoder", byte_level), content, answer)
 
 
-@pytest.mark.parametrize("template", ["{text}", "Article: {text}\nx", "{soft:2}{text}"])
+@pytest.mark.parametrize("template", ["{text}", "Article: {text}\nx", "{soft:2}{text}", "Article:{text}"])
 def test_offsets_where_a_blank_is_put_before_every_text(metaspace, template):
     task = Task(template, kind="question-answering")
-    for content, answer in (("the team won the match", "won"), ("the team won", "the"), ("market: 서울 x", "서울")):
+    for content, answer in (
+        ("the team won the match", "won"),
+        ("the team won", "the"),
+        ("the won", "t"),
+        ("market: 서울 x", "서울"),
+    ):
         assert_marked(maker(task, "decoder", metaspace), content, answer)
 
 

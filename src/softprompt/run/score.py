@@ -129,9 +129,8 @@ def best_span(outputs: Tensor) -> tuple[int, int, float]:
         outputs: `[S, 2]` of a head: how much a token looks like a beginning, and like an end.
     """
     begins, ends = outputs.float().log_softmax(dim=0).unbind(dim=1)
-    table = (begins[:, None] + ends[None, :]).triu() + torch.full((len(outputs),) * 2, float("-inf")).tril(-1).to(
-        begins
-    )
+    backwards = torch.ones(len(outputs), len(outputs), dtype=torch.bool, device=outputs.device).tril(-1)
+    table = (begins[:, None] + ends[None, :]).masked_fill(backwards, float("-inf"))
     likely = table.flatten().softmax(dim=0)
     best = int(likely.argmax())
     return best // len(outputs), best % len(outputs), float(likely[best])
