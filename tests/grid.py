@@ -24,6 +24,7 @@ from softprompt.prompts import (
     ContextAwarePromptTuning,
     HardPrompt,
     Method,
+    MultitaskPromptTuning,
     PrefixTuning,
     PromptTuning,
     PTuning,
@@ -37,6 +38,7 @@ METHODS: dict[str, Method] = {
     "prefix tuning": PrefixTuning(tokens=3),
     "prefix tuning, MLP": PrefixTuning(tokens=2, projection=True, middle=8, init="random"),
     "P-tuning": PTuning(tokens=3),
+    "multitask": MultitaskPromptTuning(tokens=3),
     "context-aware": ContextAwarePromptTuning(examples=2),
 }
 FAMILIES = ("llama", "gpt2", "qwen3", "gemma3", "bloom", *tiny.ENCODERS, *tiny.ENCODER_DECODERS)

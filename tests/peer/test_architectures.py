@@ -41,7 +41,8 @@ def deberta() -> PreTrainedModel:
 @pytest.mark.parametrize("family", NARROW)
 def test_a_prompt_is_as_wide_as_the_input_embeddings(family):
     backbone = Backbone(narrow(family), tiny.tokenizer_of(family))
-    assert (backbone.hidden_size, backbone.state_size) == (16, 32)
+    # The states of OPT are made as narrow as its embeddings again.
+    assert (backbone.hidden_size, backbone.state_size) == (16, 16 if family == "opt" else 32)
     assert_a_batch_equals_each_row_alone(backbone, narrow(family), NARROW[family], virtual_tokens(backbone))
     trained = learn(backbone, NARROW[family], method=PromptTuning(tokens=3), steps=1).prompt
     assert trained.values.embeddings.shape == (3, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import pytest
@@ -9,8 +10,14 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.overrides import TorchFunctionMode
 
+import reference
 import tiny
 from peft_side import IDS, ONES, adapted, config, last_logits
+from softprompt import artifact
+from softprompt.answer.engine import Engine
+from softprompt.prompts import ContextAwarePromptTuning
+from softprompt.text.task import Task
+from toys import LABELS, ROWS, learn
 
 
 class Calls(TorchFunctionMode):
@@ -23,6 +30,51 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.of[getattr(function, "__name__", str(function))] += 1
         return function(*args, **(kwargs or {}))
+
+
+OURS = ContextAwarePromptTuning(examples=2, example_length=4)
+TASK = Task("Article: {text}\nTopic: {label}", LABELS)
+
+
+def test_nothing_of_the_callers_is_changed():
+    rows = [dict(row) for row in ROWS]
+    before = copy.deepcopy(rows)
+    learn(task=TASK, rows=rows, eval_rows=rows, method=OURS, steps=2)
+    assert rows == before
+
+
+@pytest.mark.parametrize("name", ["default", "topic"])
+def test_what_was_learned_counts_once_under_every_name(tmp_path, name):
+    backbone = reference.backbone("llama")
+    trained = learn(backbone, TASK, method=OURS, steps=3, output=tmp_path / "p").prompt
+    engine = Engine(backbone)
+    engine.add(name, trained)
+    first = engine.classify([(name, row) for row in ROWS])
+    engine.add(name, tmp_path / "p", replace=True)
+    assert engine.classify([(name, row) for row in ROWS]) == first
+    # Counted twice, a change would be larger than its bound, and the prompt another one.
+    assert torch.equal(artifact.load(tmp_path / "p").values.embeddings, trained.values.embeddings)
+
+
+def test_what_was_loaded_is_trained_further(tmp_path):
+    backbone = reference.backbone("llama")
+    first = learn(backbone, TASK, method=OURS, steps=2, output=tmp_path / "p").prompt
+    second = learn(backbone, TASK, method=OURS, steps=2, start=tmp_path / "p").prompt
+    assert torch.equal(second.state.start["embeddings"], first.values.embeddings)
+    assert bool((second.values.embeddings != first.values.embeddings).any())
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_a_step_is_one_pass_for_the_context_and_one_for_the_rows(batch_size):
+    backbone = tiny.backbone("llama")
+    plain = len(calls_of_the_head(backbone, TASK, OURS, steps=1, batch_size=batch_size))
+    assert len(calls_of_the_head(backbone, TASK, OURS, steps=2, batch_size=batch_size)) == plain + 2
+
+
+def calls_of_the_head(backbone, task, method, **options) -> list[torch.Tensor]:
+    with reference.inputs_of(backbone.model.get_output_embeddings()) as seen:
+        learn(backbone, task, method=method, **options)
+    return seen
 
 
 @pytest.mark.peer

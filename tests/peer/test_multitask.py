@@ -9,10 +9,56 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModel, AutoModelForQuestionAnswering
 
+import reference
 import tiny
+from our_side import WRITING, assert_a_batch_equals_each_row_alone
 from peft_side import IDS, ONES, TOKENS, adapted, config, with_head
+from softprompt import artifact
+from softprompt.answer.engine import Engine
+from softprompt.learn.sources import Source
+from softprompt.prompts import MultitaskPromptTuning, PromptTuning
+from toys import ROWS, answered, learn, learn_together, task_of
 
 FIRST = {"task_ids": torch.tensor([0])}
+
+
+def test_the_factors_leave_the_prompt_as_it_starts():
+    shared = MultitaskPromptTuning(tokens=3, rank=2)
+    plain = learn(method=PromptTuning(tokens=3), task=WRITING, steps=1).prompt.state.start["embeddings"]
+    assert torch.equal(learn(method=shared, task=WRITING, steps=1).prompt.state.start["embeddings"], plain)
+
+
+def test_everything_that_is_learned_is_there_when_an_encoder_decoder_writes():
+    backbone = reference.backbone("t5")
+    trained = learn(backbone, WRITING, method=MultitaskPromptTuning(tokens=3), steps=1).prompt
+    moved = trained.values.embeddings != trained.state.start["embeddings"]
+    assert bool(moved.any(dim=1).all())
+    # What is written is what the plain model writes behind these very vectors, and there are no others.
+    assert set(trained.tensors()) == {"embeddings"}
+    assert_a_batch_equals_each_row_alone(backbone, reference.plain("t5"), trained.task, trained.values)
+
+
+@pytest.mark.parametrize("kind", ["question-answering", "feature-extraction"])
+def test_tasks_of_every_kind_share_a_prompt(kind):
+    backbone = reference.backbone("bert")
+    rows = [answered(kind, row) for row in ROWS]
+    tasks = {name: Source(task_of(kind, backbone), rows) for name in ("one", "other")}
+    engine = Engine(backbone)
+    for name, prompt in learn_together(backbone, tasks, steps=4, batch_size=6, distill=0).prompts.members.items():
+        engine.add(name, prompt)
+        moved = prompt.values.embeddings != prompt.state.start["embeddings"]
+        assert bool(moved.any(dim=1).all())
+    assert len(engine.answer([("one", rows[0]), ("other", rows[0])])) == 2
+
+
+def test_a_target_needs_no_file_of_its_sources(tmp_path):
+    sources = learn_together(distill=0, steps=1, output=tmp_path / "sources").path
+    method = MultitaskPromptTuning(tokens=4)
+    target = learn(method=method, start=sources, steps=1, output=tmp_path / "target").prompt
+    shutil.rmtree(sources)
+    loaded = artifact.load(tmp_path / "target", training=True)
+    assert torch.equal(loaded.values.embeddings, target.values.embeddings)
+    learn(method=method, start=tmp_path / "target", steps=1)
 
 
 @pytest.mark.peer
