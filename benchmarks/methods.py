@@ -1,13 +1,14 @@
-"""All methods at one budget on BBC news: where each starts, where it ends, over several seeds.
+"""All methods at one budget on BBC news: where each starts, how fast it learns, where it ends, over several seeds.
 
-    python benchmarks/methods.py [--seeds 3] [--steps 60] [--only NAME,...] [--json FILE]
+    python benchmarks/methods.py [--seeds 3] [--steps 40] [--only NAME,...] [--json FILE] [--plot FILE]
 
 SmolLM2-135M in bfloat16, five topics, every article cut to its first 60 tokens; 250 articles to learn from, 100 to
 choose the best step by, 200 others to measure on, drawn anew for each seed. Every method has the same articles, steps
 and rows a step; what differs, seconds among it, is in the table. The start is the prompt before the first step.
 
-Multitask prompt tuning begins from three source tasks, pairs of topics under other wordings, learned from 60 articles a
-topic that stand in none of these sets; their training is not in its seconds.
+Multitask prompt tuning begins from three source tasks, three topics each under other wordings, learned from 60 articles
+a topic that stand in none of these sets; their training is not in its seconds. Curves are over the 100 articles, every
+five steps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -61,7 +62,11 @@ SOURCES = {
     "about": ("Article: {text}\n{soft:10}About: {label}", ("politics", "sports", "entertainment")),
 }
 
+LEVELS = (0.7, 0.75, 0.8, 0.85, 0.9)
+
 Rows = Sequence[Mapping[str, str]]
+Found = dict[str, Any]
+"""What one run gave."""
 
 
 @dataclass(frozen=True)
@@ -118,48 +123,86 @@ def at_start(prompt: SavedPrompt) -> SavedPrompt:
     return replace(prompt, values=type(prompt.values).from_tensors(prompt.state.start), state=None)
 
 
-def run(backbone: Backbone, name: str, rows: Articles, seed: int, steps: int, start: Path | None) -> dict[str, float]:
-    """Accuracies on the test articles, before and after, and the seconds of training."""
+def run(backbone: Backbone, name: str, rows: Articles, seed: int, steps: int, start: Path | None) -> Found:
+    """Accuracies on the test articles, before and after, and how training went."""
     method, template = CASES[name]
     options: dict[str, Any] = {"seed": seed}
     if method.LEARNS:
-        options |= {"steps": steps, "batch_size": 16, "start": start}
+        options |= {"steps": steps, "batch_size": 16, "eval_every": 5, "start": start}
     began = time.monotonic()
     result = train(backbone, Task(template, LABELS), method, rows.learn, rows.choose, **options)
     seconds = time.monotonic() - began
     after = evaluate(backbone, result.prompt, rows.test)["accuracy"]
     before = evaluate(backbone, at_start(result.prompt), rows.test)["accuracy"] if method.LEARNS else after
     numbers = result.prompt.training["trained_parameters"] if method.LEARNS else 0
-    return {"start": before, "accuracy": after, "seconds": seconds, "parameters": numbers}
+    curve = {int(e["step"]): e["eval_accuracy"] for e in result.history if "eval_accuracy" in e}
+    return {"start": before, "accuracy": after, "seconds": seconds, "parameters": numbers, "curve": curve}
 
 
-def show(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """The table."""
+def show(found: Mapping[str, Sequence[Found]]) -> None:
+    """The tables."""
+    console = Console(width=140)
     table = Table("method", "start", "accuracy, each seed", "mean", "spread", "seconds", "learned numbers")
     for name, seeds in found.items():
         ends = [s["accuracy"] for s in seeds]
-        spread: Callable[[Sequence[float]], float] = statistics.stdev if len(ends) > 1 else lambda _: 0.0
         table.add_row(
             name,
             f"{statistics.mean(s['start'] for s in seeds):.1%}",
             " ".join(f"{end:.1%}" for end in ends),
             f"{statistics.mean(ends):.1%}",
-            f"{spread(ends):.1%}",
+            f"{statistics.stdev(ends):.1%}" if len(ends) > 1 else "",
             f"{statistics.mean(s['seconds'] for s in seeds):.0f}",
             f"{seeds[0]['parameters']:,}",
         )
-    Console().print(table)
+    console.print(table)
+    table = Table("first step with", *(f"{level:.0%}" for level in LEVELS))
+    for name, seeds in found.items():
+        firsts = [[reached(s["curve"], level) for s in seeds] for level in LEVELS]
+        if any(s["curve"] for s in seeds):
+            table.add_row(name, *(" ".join("-" if f is None else str(f) for f in each) for each in firsts))
+    console.print(table)
+
+
+def reached(curve: Mapping[int, float], level: float) -> int | None:
+    """The first step with at least that accuracy."""
+    return min((step for step, accuracy in curve.items() if accuracy >= level), default=None)
+
+
+def draw(found: Mapping[str, Sequence[Found]], path: Path) -> None:
+    """Mean curves, with the best and the worst seed as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, seeds in found.items():
+        curves = [s["curve"] for s in seeds]
+        if not any(curves):
+            axes.axhline(statistics.mean(s["accuracy"] for s in seeds), color="grey", linestyle="--", label=name)
+            continue
+        steps = sorted(curves[0])
+        means = [statistics.mean(c[step] for c in curves) for step in steps]
+        (line,) = axes.plot(steps, means, marker="o", markersize=3, label=name)
+        low, high = ([edge(c[step] for c in curves) for step in steps] for edge in (min, max))
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
+    axes.set_xlabel("step (16 articles each)")
+    axes.set_ylabel("accuracy on 100 articles")
+    axes.set_ylim(0.3, 1)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
     backbone = Backbone.load("smollm2", dtype="bfloat16")
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[Found]] = {}
     for seed in range(asked.seeds):
         rows = articles(backbone, seed)
         for name in asked.only.split(","):
@@ -171,6 +214,8 @@ def main() -> None:
             show(found)
             if asked.json:
                 asked.json.write_text(json.dumps({"steps": asked.steps, "found": found}, indent=2) + "\n")
+            if asked.plot:
+                draw(found, asked.plot)
 
 
 if __name__ == "__main__":

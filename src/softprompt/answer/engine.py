@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,58 +22,32 @@ from softprompt.answer.answers import (
     Span,
     Tagging,
 )
+from softprompt.answer.options import generation_config, refused_options
+from softprompt.answer.requests import (
+    CLASSIFYING,
+    VERBS,
+    Asked,
+    Ensemble,
+    Entry,
+    asking,
+    check_request,
+    no_writers,
+    to_answer,
+    to_write,
+)
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, load_any
-from softprompt.errors import RequestError, SettingsError, SoftpromptError, UnknownPromptError
+from softprompt.errors import SettingsError, SoftpromptError, UnknownPromptError
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
 from softprompt.run.maker import example_maker
 from softprompt.run.score import best_span, head_outputs, label_log_probabilities, label_odds, row_vectors
 from softprompt.run.vote import By, check_by, choice, mean_log_probabilities
-from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.examples import Example
 from softprompt.text.fields import several, text
 from softprompt.text.task import Task
 from softprompt.text.template import Target
-
-_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
-_OPTIONS = {
-    "bad_words_ids",
-    "cache_implementation",
-    "do_sample",
-    "early_stopping",
-    "length_penalty",
-    "min_new_tokens",
-    "no_repeat_ngram_size",
-    "num_beams",
-    "repetition_penalty",
-    "suppress_tokens",
-    "use_cache",
-}
-_CACHES = (None, "static", "dynamic")
-
-
-@dataclass(frozen=True)
-class _Entry:
-    prompt: SavedPrompt
-    maker: ExampleMaker
-    writer: ExampleMaker | None
-    filling: Filling
-
-
-@dataclass(frozen=True)
-class _Ensemble:
-    prompt: SavedPrompts
-    members: tuple[_Entry, ...]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request that was read."""
-
-    row: Mapping[str, Any]
-    entry: _Entry
-    example: Example
 
 
 class Engine:
@@ -95,7 +69,7 @@ class Engine:
         _check_positive("batch_size", batch_size)
         self.backbone, self.batch_size = backbone, batch_size
         self._forward = Forward(backbone)
-        self._entries: dict[str, _Entry | _Ensemble] = {}
+        self._entries: dict[str, Entry | Ensemble] = {}
 
     @property
     def prompts(self) -> Mapping[str, SavedPrompt | SavedPrompts]:
@@ -126,22 +100,22 @@ class Engine:
             saved = prompt
         else:
             saved = load_any(prompt, self.backbone)
-        entry: _Entry | _Ensemble
+        entry: Entry | Ensemble
         if isinstance(saved, SavedPrompts):
             saved.check_ensemble(name if saved is prompt else str(prompt))
-            entry = _Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
+            entry = Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
         else:
             entry = self._taken_in(saved)
         if name in self._entries:
             self.remove(name)
         self._entries[name] = entry
 
-    def _taken_in(self, saved: SavedPrompt) -> _Entry:
+    def _taken_in(self, saved: SavedPrompt) -> Entry:
         maker, writer = example_maker(self.backbone, saved.task), None
         if isinstance(saved.task.template.target, Target):
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
             writer = example_maker(self.backbone, Task(saved.task.template, max_length=saved.task.max_length))
-        return _Entry(saved, maker, writer, Filling(saved.values, {}))
+        return Entry(saved, maker, writer, Filling(saved.values, {}))
 
     def remove(self, name: str) -> None:
         """Forget a prompt.
@@ -169,7 +143,7 @@ class Engine:
             SettingsError: there is no such way to choose.
         """
         check_by(by)
-        return self._classify(self._read(requests, _asking(*_CLASSIFY)), by)
+        return self._classify(self._read(requests, asking(*CLASSIFYING)), by)
 
     @torch.no_grad()
     def tag(self, requests: Sequence[Request]) -> list[Tagging]:
@@ -179,17 +153,17 @@ class Engine:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt is of another kind, or a row does not fit its template; the message says which.
         """
-        return self._tag(self._read_alone(requests, _asking("token-classification")))
+        return self._tag(self._read_alone(requests, asking("token-classification")))
 
     @torch.no_grad()
     def extract(self, requests: Sequence[Request]) -> list[Span]:
         """Find the part of each request's field that answers it, in order. Raises as `tag`."""
-        return self._extract(self._read_alone(requests, _asking("question-answering")))
+        return self._extract(self._read_alone(requests, asking("question-answering")))
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> list[Embedding]:
         """A vector for each request, in order. Raises as `tag`."""
-        return self._embed(self._read_alone(requests, _asking("feature-extraction")))
+        return self._embed(self._read_alone(requests, asking("feature-extraction")))
 
     @torch.no_grad()
     def answer(self, requests: Sequence[Request], *, by: By = "vote", max_new_tokens: int = 32) -> list[Answer]:
@@ -204,14 +178,14 @@ class Engine:
         """
         check_by(by)
         _check_positive("max_new_tokens", max_new_tokens)
-        ways: Mapping[str, Callable[[Sequence[_Asked]], Sequence[Answer]]] = {
+        ways: Mapping[str, Callable[[Sequence[Asked]], Sequence[Answer]]] = {
             "tag": self._tag,
             "extract": self._extract,
             "embed": self._embed,
-            "generate": partial(self._generate, config=self._generation_config(max_new_tokens, {})),
+            "generate": partial(self._generate, config=generation_config(self.backbone, max_new_tokens, {})),
         }
-        asked = self._read(requests, partial(_to_answer, room_for=max_new_tokens))
-        verbs = [_VERBS[first.entry.prompt.task.kind] for first, *_ in asked]
+        asked = self._read(requests, partial(to_answer, room_for=max_new_tokens))
+        verbs = [VERBS[first.entry.prompt.task.kind] for first, *_ in asked]
         answers: dict[int, Answer] = {}
         for verb in dict.fromkeys(verbs):
             own = [i for i, other in enumerate(verbs) if other == verb]
@@ -221,7 +195,7 @@ class Engine:
                 answers.update(zip(own, ways[verb]([asked[i][0] for i in own]), strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def _classify(self, asked: Sequence[tuple[_Asked, ...]], by: By) -> list[Classification | Labelling]:
+    def _classify(self, asked: Sequence[tuple[Asked, ...]], by: By) -> list[Classification | Labelling]:
         each = [a for own in asked for a in own]
         scores: dict[int, Tensor] = {}
         for rows in self._batches(each):
@@ -236,7 +210,7 @@ class Engine:
             found.append(replace(answer, cut=max(a.example.cut for a in members)))
         return found
 
-    def _tag(self, asked: Sequence[_Asked]) -> list[Tagging]:
+    def _tag(self, asked: Sequence[Asked]) -> list[Tagging]:
         found = []
         for a, outputs in zip(asked, self._by_head(asked), strict=True):
             task = a.entry.prompt.task
@@ -248,7 +222,7 @@ class Engine:
             found.append(Tagging(labels, probabilities, a.example.cut))
         return found
 
-    def _extract(self, asked: Sequence[_Asked]) -> list[Span]:
+    def _extract(self, asked: Sequence[Asked]) -> list[Span]:
         found = []
         for a, outputs in zip(asked, self._by_head(asked), strict=True):
             first, last, likely = best_span(outputs)
@@ -260,7 +234,7 @@ class Engine:
             found.append(Span(answer, start, start + len(answer), likely, a.example.cut))
         return found
 
-    def _embed(self, asked: Sequence[_Asked]) -> list[Embedding]:
+    def _embed(self, asked: Sequence[Asked]) -> list[Embedding]:
         vectors: dict[int, list[float]] = {}
         for rows in self._batches(asked):
             fillings, which = self._fillings([asked[i].entry for i in rows])
@@ -268,7 +242,7 @@ class Engine:
             vectors.update(zip(rows, found.tolist(), strict=True))
         return [Embedding(tuple(vectors[i]), a.example.cut) for i, a in enumerate(asked)]
 
-    def _by_head(self, asked: Sequence[_Asked]) -> list[Tensor]:
+    def _by_head(self, asked: Sequence[Asked]) -> list[Tensor]:
         """What each row's head makes of its states, one `[S, C]` per row."""
         outputs: dict[int, Tensor] = {}
         for rows in self._batches(asked):
@@ -276,20 +250,20 @@ class Engine:
             outputs.update(zip(rows, found, strict=True))
         return [outputs[i] for i in range(len(asked))]
 
-    def _head_outputs(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _head_outputs(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
         heads = [head for e in entries if (head := e.prompt.head) is not None]
         return head_outputs(self._forward, examples, heads, fillings, which)
 
-    def _by_word(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _by_word(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
         verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
         return label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
 
-    def _by_label_head(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _by_label_head(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         return [outputs[-1].log_softmax(dim=-1) for outputs in self._head_outputs(entries, examples)]
 
-    def _by_odds(self, entries: Sequence[_Entry], examples: Sequence[Example]) -> list[Tensor]:
+    def _by_odds(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
         verbalizers = [v for e in entries if (v := e.maker.verbalizer) is not None]
         return label_odds(self._forward, examples, verbalizers, fillings, which)
@@ -314,8 +288,8 @@ class Engine:
             SettingsError: `max_new_tokens` below 1, or an option or value that transformers does not take.
         """
         _check_positive("max_new_tokens", max_new_tokens)
-        config = self._generation_config(max_new_tokens, options)
-        asked = self._read_alone(requests, partial(_to_write, room_for=max_new_tokens))
+        config = generation_config(self.backbone, max_new_tokens, options)
+        asked = self._read_alone(requests, partial(to_write, room_for=max_new_tokens))
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
         # The caller's own random numbers go on as if nothing had been drawn.
         with torch.random.fork_rng(devices, enabled=seed is not None):
@@ -327,9 +301,9 @@ class Engine:
                 # Some values are only looked at when they are used.
                 if not options:
                     raise
-                raise _refused_options(cause) from cause
+                raise refused_options(cause) from cause
 
-    def _generate(self, asked: Sequence[_Asked], config: GenerationConfig) -> list[Generation]:
+    def _generate(self, asked: Sequence[Asked], config: GenerationConfig) -> list[Generation]:
         answers: dict[int, Generation] = {}
         for rows in self._batches(asked):
             written = self._write([asked[i].entry for i in rows], [asked[i].example for i in rows], config)
@@ -337,7 +311,7 @@ class Engine:
         return [answers[i] for i in range(len(asked))]
 
     def _write(
-        self, entries: Sequence[_Entry], examples: Sequence[Example], config: GenerationConfig
+        self, entries: Sequence[Entry], examples: Sequence[Example], config: GenerationConfig
     ) -> list[Generation]:
         fillings, which = self._fillings(entries)
         ready = self._forward.prepare(examples, fillings, which)
@@ -355,42 +329,7 @@ class Engine:
             )
         return answers
 
-    def _generation_config(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationConfig:
-        model, tokenizer = self.backbone.model, self.backbone.tokenizer
-        given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)  # an encoder has none
-        ends = {tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])} - {None}
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-        unknown = set(options) - _OPTIONS - _SAMPLING
-        if unknown:
-            raise SettingsError(
-                f"generation takes no option {', '.join(sorted(unknown))}",
-                instead=f"It takes {', '.join(sorted(_OPTIONS | _SAMPLING))}.",
-            )
-        idle = sorted(set(options) & _SAMPLING)
-        if idle and not options.get("do_sample"):
-            raise SettingsError(
-                f"{', '.join(idle)} would do nothing without sampling",
-                where="generate",
-                instead="Add do_sample=True, or leave it out.",
-            )
-        if options.get("cache_implementation") not in _CACHES:
-            raise SettingsError(
-                f"cache_implementation {options['cache_implementation']!r} is not supported",
-                where="cache_implementation",
-                instead="Use 'static' or 'dynamic', or leave it out.",
-            )
-        try:
-            return GenerationConfig(
-                **{"do_sample": False, **options},
-                max_new_tokens=max_new_tokens,
-                eos_token_id=sorted(ends),
-                pad_token_id=pad,
-                decoder_start_token_id=next(iter(self.backbone.decoder_start), None),
-            )
-        except (ValueError, TypeError) as cause:
-            raise _refused_options(cause) from cause
-
-    def _entry(self, name: str) -> _Entry | _Ensemble:
+    def _entry(self, name: str) -> Entry | Ensemble:
         if name not in self._entries:
             known = ", ".join(self._entries) or "none"
             raise UnknownPromptError(f"there is no prompt called {name!r}", instead=f"There are: {known}.")
@@ -399,10 +338,10 @@ class Engine:
     def _read(
         self,
         requests: Sequence[Request],
-        example: Callable[[_Entry, Mapping[str, Any], str], Example],
+        example: Callable[[Entry, Mapping[str, Any], str], Example],
         *,
         alone: bool = False,
-    ) -> list[tuple[_Asked, ...]]:
+    ) -> list[tuple[Asked, ...]]:
         """All requests are read before the first is answered.
 
         Args:
@@ -413,27 +352,27 @@ class Engine:
         """
         found = []
         for number, request in enumerate(requests, 1):
-            _check_request(request, number)
+            check_request(request, number)
             name, row = request
             where = f"request {number} ({name})"
             try:
                 entry = self._entry(name)
-                members = (entry,) if isinstance(entry, _Entry) else entry.members
-                if isinstance(entry, _Ensemble) and (alone or members[0].prompt.task.kind not in _CLASSIFY):
-                    raise _no_writers(name, entry.prompt)
+                members = (entry,) if isinstance(entry, Entry) else entry.members
+                if isinstance(entry, Ensemble) and (alone or members[0].prompt.task.kind not in CLASSIFYING):
+                    raise no_writers(name, entry.prompt)
                 named = getattr(row, "where", None) or where
-                found.append(tuple(_Asked(row, member, example(member, row, named)) for member in members))
+                found.append(tuple(Asked(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
         return found
 
     def _read_alone(
-        self, requests: Sequence[Request], example: Callable[[_Entry, Mapping[str, Any], str], Example]
-    ) -> list[_Asked]:
+        self, requests: Sequence[Request], example: Callable[[Entry, Mapping[str, Any], str], Example]
+    ) -> list[Asked]:
         return [asked for (asked,) in self._read(requests, example, alone=True)]
 
-    def _batches(self, asked: Sequence[_Asked]) -> Iterator[list[int]]:
+    def _batches(self, asked: Sequence[Asked]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
         kinds = [a.entry.prompt.task.kind for a in asked]
         for kind in sorted(set(kinds)):
@@ -443,64 +382,18 @@ class Engine:
                 yield order[start : start + self.batch_size]
 
     @staticmethod
-    def _fillings(entries: Sequence[_Entry]) -> tuple[list[Filling], list[int]]:
+    def _fillings(entries: Sequence[Entry]) -> tuple[list[Filling], list[int]]:
         distinct = {id(entry): entry for entry in entries}
         index = {key: i for i, key in enumerate(distinct)}
         return [entry.filling for entry in distinct.values()], [index[id(entry)] for entry in entries]
 
 
 # For each row the log-probabilities of its labels or, where several may apply, the log-odds of each.
-_CLASSIFY: Mapping[str, Callable[[Engine, Sequence[_Entry], Sequence[Example]], list[Tensor]]] = {
+_CLASSIFY: Mapping[str, Callable[[Engine, Sequence[Entry], Sequence[Example]], list[Tensor]]] = {
     "classification": Engine._by_word,
     "sequence-classification": Engine._by_label_head,
     "multi-label": Engine._by_odds,
 }
-
-# What answers a kind of task.
-_VERBS: Mapping[str, str] = {
-    **dict.fromkeys(_CLASSIFY, "classify"),
-    "generation": "generate",
-    "token-classification": "tag",
-    "question-answering": "extract",
-    "feature-extraction": "embed",
-}
-
-
-def _check_request(request: object, number: int) -> None:
-    if not isinstance(request, tuple) or len(request) != 2:
-        raise RequestError(
-            f"it is {type(request).__name__} {str(request)[:40]!r}, not a prompt's name and a row",
-            where=f"request {number}",
-            instead='Give a list of pairs: [("topic", {"text": "..."})].',
-        )
-
-
-def _asking(*kinds: str) -> Callable[[_Entry, Mapping[str, Any], str], Example]:
-    """Reads a row for a prompt whose task is of one of these kinds."""
-
-    def example(entry: _Entry, row: Mapping[str, Any], where: str) -> Example:
-        kind = entry.prompt.task.kind
-        if kind not in kinds:
-            what = "it generates, it has no labels to choose from" if kind == "generation" else f"its task is {kind}"
-            raise RequestError(what, where=where, instead=f"Use {_VERBS[kind]}.")
-        return entry.maker(row, answered=False, where=where)
-
-    return example
-
-
-def _to_write(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
-    if entry.writer is None:
-        raise RequestError(
-            f"its task is {entry.prompt.task.kind}, and it writes nothing",
-            where=where,
-            instead=f"Use {_VERBS[entry.prompt.task.kind]}.",
-        )
-    return entry.writer(row, answered=False, where=where, room_for=room_for)
-
-
-def _to_answer(entry: _Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
-    maker = entry.writer if entry.prompt.task.kind == "generation" and entry.writer is not None else entry.maker
-    return maker(row, answered=False, where=where, room_for=room_for)
 
 
 def _chosen(each: Tensor, labels: Sequence[str], by: By) -> Classification:
@@ -521,14 +414,3 @@ def _labelling(each: Tensor, labels: Sequence[str], by: By) -> Labelling:
 def _check_positive(name: str, value: int) -> None:
     if value < 1:
         raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
-
-
-def _no_writers(name: str, prompt: SavedPrompts) -> RequestError:
-    return RequestError(
-        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
-        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
-    )
-
-
-def _refused_options(cause: Exception) -> SettingsError:
-    return SettingsError(f"these generation options do not go together: {cause}", where="options")

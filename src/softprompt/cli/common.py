@@ -32,6 +32,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or float16.", show_default="as the prompt was trained"),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(help="Keep the model's weights in fewer bits: int8 (with torchao) or nf4 (with bitsandbytes)."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run at once.")]
 
 
@@ -86,14 +90,14 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_backbone(name: str, dtype: str) -> Backbone:
-    """The backbone, its loading bar kept off the terminal: it takes a second."""
+def load_backbone(name: str, dtype: str, **options: Any) -> Backbone:
+    """The backbone, its loading bar kept off the terminal: it takes a second. `options` as in `Backbone.load`."""
     from transformers.utils import logging
 
     from softprompt.backbone.backbone import Backbone
 
     logging.disable_progress_bar()
-    return Backbone.load(name, dtype=dtype)
+    return Backbone.load(name, dtype=dtype, **options)
 
 
 def show_json(result: Any) -> None:

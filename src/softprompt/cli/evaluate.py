@@ -13,6 +13,7 @@ from softprompt.cli.common import (
     Json,
     Model,
     Prompt,
+    Quantization,
     Quiet,
     load_backbone,
     show_json,
@@ -27,6 +28,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Rows with answers: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.")],
     model: Model = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
     batch_size: BatchSize = 32,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -41,7 +43,7 @@ def evaluate(
     if isinstance(prompt, SavedPrompts):
         prompt.check_ensemble(str(folder))
     rows = files.read(data)
-    backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype)
+    backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=quantization)
     metrics = run(backbone, prompt, rows, batch_size=batch_size, progress=not quiet)
     if as_json:
         show_json({"rows": len(rows), "metrics": metrics})

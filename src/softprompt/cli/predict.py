@@ -14,6 +14,7 @@ from softprompt.cli.common import (
     Json,
     Model,
     Prompt,
+    Quantization,
     Quiet,
     load_backbone,
     show_json,
@@ -39,6 +40,7 @@ def predict(
     data: Annotated[str | None, typer.Option(help="Many rows: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.")] = None,
     model: Model = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
     batch_size: BatchSize = 32,
     by: Annotated[
         str, typer.Option(help="How an ensemble chooses: vote, or mean (the highest mean probability).")
@@ -69,7 +71,8 @@ def predict(
                 where=str(folder),
                 instead=f"Give one of them: {folder / next(iter(prompt.members))}.",
             )
-    engine = Engine(load_backbone(model or prompt.backbone_name, dtype or prompt.dtype), batch_size=batch_size)
+    backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=quantization)
+    engine = Engine(backbone, batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0
     progress = not quiet and data is not None

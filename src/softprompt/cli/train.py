@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -71,6 +72,19 @@ def train(
     dtype: Annotated[
         str, _option("float32, bfloat16 or float16: of the frozen model.", _METHOD, default="float32")
     ] = "float32",
+    quantization: Annotated[
+        str | None, _option("Keep its weights in fewer bits: int8 (torchao) or nf4 (bitsandbytes).", _METHOD)
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--gradient-checkpointing", help="Recompute its layers instead of keeping them.", rich_help_panel=_METHOD
+        ),
+    ] = False,
+    compile: Annotated[
+        bool,
+        typer.Option("--compile", help="Have torch compile its layers; slow to begin with.", rich_help_panel=_METHOD),
+    ] = False,
     method: Annotated[
         str,
         _option(
@@ -201,6 +215,14 @@ def train(
         teacher_learning_rate=teacher_learning_rate,
         mixing_limit=mixing_limit,
     )
+    load = partial(
+        load_backbone,
+        model,
+        dtype,
+        quantization=quantization,
+        gradient_checkpointing=gradient_checkpointing,
+        compile=compile,
+    )
     common: dict[str, Any] = {
         "output": out,
         "overwrite": overwrite,
@@ -224,9 +246,7 @@ def train(
             several.named(values, option, list(places))
             for values, option in ((eval_data, "--eval-data"), (teacher, "--teacher"))
         )
-        several.train_sources(
-            chosen, tasks, places, measured, teachers, of_sources, lambda: load_backbone(model, dtype), common, as_json
-        )
+        several.train_sources(chosen, tasks, places, measured, teachers, of_sources, load, common, as_json)
         return
     idle = {f"--{name.replace('_', '-')}": value for name, value in of_sources.items()}
     several.refuse({**idle, "--teacher": teacher}, "it is for several tasks, and there is one")
@@ -239,11 +259,9 @@ def train(
     rows = files.read(data[0])
     held_out = files.read(held_out_at) if held_out_at else None
     if chosen_seeds is not None:
-        several.train_ensemble(
-            chosen, task, rows, held_out, chosen_seeds, lambda: load_backbone(model, dtype), common, as_json
-        )
+        several.train_ensemble(chosen, task, rows, held_out, chosen_seeds, load, common, as_json)
         return
-    backbone = load_backbone(model, dtype)
+    backbone = load()
     with several.resumable():
         result = run(backbone, task, chosen, rows, held_out, start=begin_from, **common)
     facts = result.prompt.training

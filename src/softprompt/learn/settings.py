@@ -25,7 +25,7 @@ class Settings:
     Attributes:
         steps: optimizer updates.
         batch_size: rows per update.
-        learning_rate: of AdamW; None for the method's own.
+        learning_rate: of AdamW, for everything that is learned; None for the method's own, and 5e-3 for a head.
         schedule: "linear" (down to zero), "cosine" or "constant".
         warmup: share of the steps over which the learning rate rises from zero.
         weight_decay: of AdamW.

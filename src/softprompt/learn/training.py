@@ -33,7 +33,7 @@ from softprompt.text.task import Task
 from softprompt.text.worked import WorkedExamples
 
 HEAD_LEARNING_RATE = 5e-3
-"""Of a head alone, where the method beside it learns nothing."""
+"""Of a head, unless a learning rate is given: a rate that is right for a prompt encoder starves it."""
 
 Start = str | Path | SavedPrompt | SavedPrompts
 """Where a training begins: a prompt's folder or that of several, or such prompts."""
@@ -318,7 +318,10 @@ def with_heads(
     width, outputs = members[0].backbone.state_size, [member.task.outputs for member in members]
     if not any(outputs):
         return parametrization
-    return Headed(parametrization, [Head.random(width, count, generator) if count else None for count in outputs])
+    heads = [Head.random(width, count, generator) if count else None for count in outputs]
+    first = members[0]
+    rate = 1.0 if first.settings.learning_rate else HEAD_LEARNING_RATE / first.learning_rate
+    return Headed(parametrization, heads, rate)
 
 
 def host(backbone: Backbone, makers: Sequence[ExampleMaker], worked: WorkedExamples | None = None) -> Host:

@@ -60,11 +60,17 @@ class Head(nn.Module):
 
 
 class Headed(Parametrization):
-    """Prompts and heads that are trained together, a head for each task that has one."""
+    """Prompts and heads that are trained together, a head for each task that has one.
 
-    def __init__(self, prompt: Parametrization, heads: Sequence[Head | None]) -> None:
+    Args:
+        prompt: the prompts.
+        heads: for each task its head, or None.
+        rate: how many times faster than the prompts the heads are trained.
+    """
+
+    def __init__(self, prompt: Parametrization, heads: Sequence[Head | None], rate: float = 1.0) -> None:
         super().__init__()
-        self.prompt = prompt
+        self.prompt, self.rate = prompt, rate
         self.heads = nn.ModuleDict({str(k): head for k, head in enumerate(heads) if head is not None})
 
     def forward(self, task: int = 0) -> Values:
@@ -87,7 +93,7 @@ class Headed(Parametrization):
         return self.prompt.groups() | {"head": list(self.heads.parameters())}
 
     def rates(self) -> dict[str, float]:
-        return self.prompt.rates()
+        return self.prompt.rates() | {"head": self.rate}
 
     def state_of(self, task: int = 0) -> dict[str, Tensor]:
         prompt = {_PROMPT + name: t for name, t in self.prompt.state_of(task).items()}

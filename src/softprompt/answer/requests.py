@@ -1,0 +1,116 @@
+"""Requests: the prompts that are asked, and rows read for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.artifact import SavedPrompt
+from softprompt.collection import SavedPrompts
+from softprompt.errors import RequestError
+from softprompt.run.forward import Filling
+from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.task import Kind
+
+CLASSIFYING: tuple[Kind, ...] = ("classification", "sequence-classification", "multi-label")
+"""Kinds of tasks that choose labels for a row."""
+
+VERBS: Mapping[Kind, str] = {
+    **dict.fromkeys(CLASSIFYING, "classify"),
+    "generation": "generate",
+    "token-classification": "tag",
+    "question-answering": "extract",
+    "feature-extraction": "embed",
+}
+"""The method of the engine that answers a kind of task."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A prompt that can be asked.
+
+    Attributes:
+        prompt: as it was saved.
+        maker: makes examples of rows, as its task answers them.
+        writer: makes examples of rows whose answer is generated, whatever its task; None where it cannot write.
+        filling: what fills its slots, compiled at the first row.
+    """
+
+    prompt: SavedPrompt
+    maker: ExampleMaker
+    writer: ExampleMaker | None
+    filling: Filling
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Prompts that are asked as one.
+
+    Attributes:
+        prompt: as they were saved.
+        members: each of them.
+    """
+
+    prompt: SavedPrompts
+    members: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row that was read for a prompt."""
+
+    row: Mapping[str, Any]
+    entry: Entry
+    example: Example
+
+
+def check_request(request: object, number: int) -> None:
+    """
+    Raises:
+        RequestError: it is no pair of a prompt's name and a row.
+    """
+    if not isinstance(request, tuple) or len(request) != 2:
+        raise RequestError(
+            f"it is {type(request).__name__} {str(request)[:40]!r}, not a prompt's name and a row",
+            where=f"request {number}",
+            instead='Give a list of pairs: [("topic", {"text": "..."})].',
+        )
+
+
+def asking(*kinds: str) -> Callable[[Entry, Mapping[str, Any], str], Example]:
+    """Reads a row for a prompt whose task is of one of these kinds."""
+
+    def example(entry: Entry, row: Mapping[str, Any], where: str) -> Example:
+        kind = entry.prompt.task.kind
+        if kind not in kinds:
+            what = "it generates, it has no labels to choose from" if kind == "generation" else f"its task is {kind}"
+            raise RequestError(what, where=where, instead=f"Use {VERBS[kind]}.")
+        return entry.maker(row, answered=False, where=where)
+
+    return example
+
+
+def to_write(entry: Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
+    """Reads a row whose answer is generated, in `room_for` tokens at most."""
+    if entry.writer is None:
+        raise RequestError(
+            f"its task is {entry.prompt.task.kind}, and it writes nothing",
+            where=where,
+            instead=f"Use {VERBS[entry.prompt.task.kind]}.",
+        )
+    return entry.writer(row, answered=False, where=where, room_for=room_for)
+
+
+def to_answer(entry: Entry, row: Mapping[str, Any], where: str, room_for: int) -> Example:
+    """Reads a row for whatever answers its prompt's kind of task."""
+    maker = entry.writer if entry.prompt.task.kind == "generation" and entry.writer is not None else entry.maker
+    return maker(row, answered=False, where=where, room_for=room_for)
+
+
+def no_writers(name: str, prompt: SavedPrompts) -> RequestError:
+    """What to tell of an ensemble that is asked for more than labels."""
+    return RequestError(
+        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
+    )
