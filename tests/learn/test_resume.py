@@ -108,7 +108,8 @@ def test_killed_outright(tmp_path, straight):
         "kill = at('on_step_end', 8, lambda model: os.kill(os.getpid(), signal.SIGKILL));"
         f"learn(eval_rows=ROWS[:4], steps=12, eval_every=4, output={str(tmp_path / 'p')!r}, callbacks=[kill])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert [p.name for p in checkpoints(tmp_path / "p").glob("checkpoint-*")] == ["checkpoint-5"]
