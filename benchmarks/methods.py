@@ -186,7 +186,7 @@ def draw(found: Mapping[str, Sequence[Found]], path: Path) -> None:
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12)
     axes.set_xlabel("step (16 articles each)")
     axes.set_ylabel("accuracy on 100 articles")
-    axes.set_ylim(0.3, 1)
+    axes.set_ylim(0.15, 1)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
