@@ -107,7 +107,7 @@ class SavedPrompts:
 
 
 def _answers(task: Task) -> tuple[object, ...]:
-    return task.labels, task.words, task.target
+    return task.kind, task.labels, task.words, task.none, task.target, task.field
 
 
 class _Member(Strict):

@@ -9,7 +9,7 @@ import reference
 import tiny
 from softprompt import artifact
 from softprompt.answer.engine import Engine
-from softprompt.errors import SettingsError
+from softprompt.errors import DataError, SettingsError
 from softprompt.learn.evaluation import evaluate
 from softprompt.learn.training import HEAD_LEARNING_RATE
 from softprompt.prompts import HardPrompt, PrefixTuning, PromptTuning, PTuning
@@ -123,6 +123,23 @@ def test_a_prompt_without_the_head_is_begun_from_with_a_new_head(tmp_path):
     second = run("bert", "sequence-classification", start=tmp_path / "p", steps=1)
     assert torch.equal(second.prompt.state.start["embeddings"], first.prompt.values.embeddings)
     assert float(second.prompt.state.start["head.weight"].abs().max()) > 0
+
+
+def test_a_head_for_other_labels_is_not_taken_over(tmp_path):
+    backbone = reference.backbone("bert")
+    task = task_of("sequence-classification", backbone)
+    first = run("bert", "sequence-classification", output=tmp_path / "p")
+    other = Task(task.template, LABELS[::-1], kind="sequence-classification")
+    second = learn(backbone, other, ROWS, method=PromptTuning(tokens=4), start=tmp_path / "p", steps=1).prompt
+    assert torch.equal(second.state.start["embeddings"], first.prompt.values.embeddings)
+    assert not torch.equal(second.state.start["head.weight"], first.prompt.head.weight)
+
+
+def test_rows_that_have_nothing_in_common_are_refused():
+    rows = [{**row, "label": str(i)} for i, row in enumerate(ROWS)]
+    backbone = reference.backbone("bert")
+    with pytest.raises(DataError, match="no two rows have the same 'label'"):
+        learn(backbone, task_of("feature-extraction", backbone), rows)
 
 
 @pytest.mark.parametrize("kind", HEADED)

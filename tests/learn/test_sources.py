@@ -33,7 +33,22 @@ from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.forward import Forward
 from softprompt.run.maker import example_maker
 from softprompt.text.task import Task
-from toys import FRONT, LABELS, ROWS, TONE_ROWS, TONES, TOPICS, WRITING, at, contents, interrupt, learn, learn_together
+from toys import (
+    FRONT,
+    LABELS,
+    ROWS,
+    TONE_ROWS,
+    TONES,
+    TOPICS,
+    WRITING,
+    answered,
+    at,
+    contents,
+    interrupt,
+    learn,
+    learn_together,
+    task_of,
+)
 from toys import sources as two
 
 TASKS = {"topic": TOPICS, "tone": TONES, "writing": WRITING}
@@ -608,3 +623,13 @@ def test_sources_without_their_parameters_are_refused(shared, tmp_path):
         adapt(folder)
     assert load_all(folder).kind == "sources"
     assert (folder / COLLECTION).is_file()
+
+
+def test_what_is_read_on_two_sides_of_an_encoder_decoder_is_no_batch():
+    backbone = reference.backbone("t5")
+    tasks = {
+        kind: Source(task_of(kind, backbone), [answered(kind, row) for row in ROWS])
+        for kind in ("classification", "token-classification")
+    }
+    with pytest.raises(SettingsError, match=r"which cannot be one batch: classification \(classification\), token"):
+        learn_together(backbone, tasks, distill=0)

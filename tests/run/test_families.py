@@ -221,6 +221,22 @@ def test_recomputing_gives_the_same_gradients(family):
         assert_close(one, two)
 
 
+@pytest.mark.parametrize("family", tiny.ENCODER_DECODERS)
+@torch.no_grad()
+def test_prefixes_of_unequal_lengths_in_a_batch_that_is_not_padded(family):
+    backbone = reference.backbone(family)
+    prompts, examples = [], []
+    for length in (2, 5):
+        prompts.append(Filling(random_prefix(backbone, length)))
+        task = task_of("classification", family, f"{{soft:{length}}}Article: {{text}}\nTopic: {{label}}")
+        examples += examples_of(family, task, prefix=True)[:1]
+    assert len({len([t for t in e.tokens if t >= 0]) for e in examples}) == 1
+    together = Forward(backbone).answers(examples, prompts, [0, 1])
+    for i in (0, 1):
+        alone = Forward(backbone).answers([examples[i]], [prompts[i]])
+        assert_close(together.logits[i], alone.logits[0])
+
+
 @torch.no_grad()
 def test_two_prefixes_in_one_batch():
     backbone = reference.backbone("t5")

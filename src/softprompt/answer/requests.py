@@ -111,6 +111,7 @@ def to_answer(entry: Entry, row: Mapping[str, Any], where: str, room_for: int) -
 def no_writers(name: str, prompt: SavedPrompts) -> RequestError:
     """What to tell of an ensemble that is asked for more than labels."""
     return RequestError(
-        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on labels, but give no other answer "
+        "together",
         instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
     )

@@ -108,7 +108,7 @@ class Reading:
             causal: what None means for T > 1: query t sees keys 0..t, or everything.
             window: a key is forgotten from this distance on; None for never.
         """
-        slot = (id(mask), key.shape[2], causal, window)
+        slot = (id(mask), query.shape[2], key.shape[2], causal, window)
         if slot not in self._masks:
             self._masks[slot] = mask, self._widen(mask, query, key, causal, window)
         return self._masks[slot][1]
@@ -198,6 +198,12 @@ def route(model: PreTrainedModel) -> None:
     model.set_attn_implementation(_PREFIX + name)
 
 
+def register(function: Callable[..., tuple[Tensor, Tensor | None]]) -> None:
+    """Have `function` called wherever attention is routed."""
+    for name in _MASKS:
+        AttentionInterface.register(_PREFIX + name, function)
+
+
+register(attend)
 for _name, _mask in _MASKS.items():
-    AttentionInterface.register(_PREFIX + _name, attend)
     AttentionMaskInterface.register(_PREFIX + _name, _mask)

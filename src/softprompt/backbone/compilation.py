@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from softprompt.backbone import attention
 from softprompt.errors import SettingsError
 
 
@@ -24,5 +26,7 @@ def compile_layers(model: PreTrainedModel) -> None:
             where=type(model).__name__,
             instead="Load it with compile=False.",
         )
+    # What a pass reads and leaves behind changes from layer to layer: compiled, each would be another attention.
+    attention.register(torch.compiler.disable(attention.attend))
     for layer in layers:
         layer.compile(dynamic=True)

@@ -40,6 +40,10 @@ _SETTINGS: tuple[tuple[str, ...], ...] = (
     ("num_experts_per_tok",),
     ("norm_topk_prob",),
     ("routed_scaling_factor",),
+    ("relative_attention_num_buckets",),
+    ("relative_attention_max_distance",),
+    ("scale_embedding",),
+    ("scale_decoder_outputs",),
     ("n_group",),
     ("topk_group",),
 )

@@ -57,6 +57,7 @@ def predict(
     from dataclasses import asdict
 
     from softprompt.answer.engine import Engine
+    from softprompt.answer.requests import CLASSIFYING
     from softprompt.collection import SavedPrompts, load_any
     from softprompt.run.vote import check_by
 
@@ -65,9 +66,10 @@ def predict(
     prompt = load_any(folder)
     if isinstance(prompt, SavedPrompts):
         prompt.check_ensemble(str(folder))
-        if not prompt.task.classifies:
+        if prompt.task.kind not in CLASSIFYING:
             raise SettingsError(
-                f"it is an ensemble of {len(prompt.members)} prompts: they vote on a label, but write no text together",
+                f"it is an ensemble of {len(prompt.members)} prompts: they vote on labels, but give no other answer "
+                "together",
                 where=str(folder),
                 instead=f"Give one of them: {folder / next(iter(prompt.members))}.",
             )

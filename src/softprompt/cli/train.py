@@ -83,7 +83,7 @@ def train(
     ] = False,
     compile: Annotated[
         bool,
-        typer.Option("--compile", help="Have torch compile its layers; slow to begin with.", rich_help_panel=_METHOD),
+        typer.Option("--compile", help="Compile its layers; slow to begin with.", rich_help_panel=_METHOD),
     ] = False,
     method: Annotated[
         str,

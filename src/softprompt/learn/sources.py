@@ -133,6 +133,7 @@ def train_sources(
     for member, source in zip(members, sources.values(), strict=True):
         _read(member, source)
     _check_eval_rows(members)
+    _check_reads(members)
     teachers = [source.teacher for source in sources.values()]
     taught_by = teacher_settings(settings, teacher_steps, teacher_learning_rate)
     teaching = Teaching(members, teachers, taught_by, distill, progress=progress) if distill else None
@@ -243,6 +244,18 @@ def _check_taught(members: Sequence[Member]) -> None:
                 where=f"source {member.name}",
                 instead="Train without teachers: distill=0 (--distill 0).",
             )
+
+
+def _check_reads(members: Sequence[Member]) -> None:
+    """An encoder-decoder runs its decoder for a batch, or does not."""
+    written = {member.name: member.data[0].reads is None for member in members}
+    if members[0].backbone.kind == "encoder-decoder" and len(set(written.values())) > 1:
+        kinds = ", ".join(f"{member.name} ({member.task.kind})" for member in members)
+        raise SettingsError(
+            f"some are answered by the decoder and some in the encoder, which cannot be one batch: {kinds}",
+            where="sources",
+            instead="Train those that are read in the encoder (words, spans, vectors) by themselves.",
+        )
 
 
 def _check_eval_rows(members: Sequence[Member]) -> None:

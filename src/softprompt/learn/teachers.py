@@ -164,6 +164,6 @@ def _examples(student: Member, teacher: SavedPrompt) -> dict[Example, Example]:
 
 
 def _digest(prompt: SavedPrompt) -> str:
-    tensors = sorted(prompt.values.tensors().items())
+    tensors = sorted(prompt.tensors().items())
     content = b"".join([prompt.task.template.source.encode(), *(t.numpy().tobytes() for _, t in tensors)])
     return hashlib.sha256(content).hexdigest()

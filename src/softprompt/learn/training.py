@@ -16,7 +16,7 @@ from softprompt import artifact
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, load_any
-from softprompt.errors import SettingsError
+from softprompt.errors import DataError, SettingsError
 from softprompt.learn.evaluation import Measured, measure
 from softprompt.learn.losses import Loss, loss_for
 from softprompt.learn.objective import Objective
@@ -24,7 +24,7 @@ from softprompt.learn.order import Shuffled
 from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
 from softprompt.learn.worked import worked_before, worked_examples
-from softprompt.prompts.head import Head, Headed
+from softprompt.prompts.head import Head, Headed, without_head
 from softprompt.prompts.method import Host, Method, Parametrization, check_fit, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
@@ -235,6 +235,12 @@ class Member:
             RequestError: a row cannot be used; the message names it.
         """
         self.rows, self.data = train_rows, self.maker.all(train_rows)
+        kinds = {example.label for example in self.data}
+        if self.task.kind == "feature-extraction" and len(kinds) == len(self.data):
+            raise DataError(
+                f"no two rows have the same {self.task.target!r}, so none has anything in common with another",
+                instead="Give rows that belong together the same answer.",
+            )
         self.held_out = self.maker.all(eval_rows) if eval_rows else []
 
     def begin_from(self, parametrization: Parametrization, begun: Begun) -> None:
@@ -243,8 +249,13 @@ class Member:
         Raises:
             SettingsError: one is of another shape; or there are more than the method can begin from.
         """
+        states = [(saved.task, saved.state.parameters) for saved in begun.prompts if saved.state is not None]
+        own = self.task.kind, self.task.labels
         try:
-            parametrization.begin_from([saved.state.parameters for saved in begun.prompts if saved.state is not None])
+            # A head's outputs are labels: it is of use for the same ones alone.
+            parametrization.begin_from(
+                [state if (task.kind, task.labels) == own else without_head(state) for task, state in states]
+            )
         except SettingsError as error:
             error.where = error.where or begun.where
             raise

@@ -59,6 +59,11 @@ class Head(nn.Module):
         return cls(weight, bias).requires_grad_(False)
 
 
+def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a saved state holds of the prompt alone, and not of its head."""
+    return {name: t for name, t in state.items() if not name.startswith(_HEAD)}
+
+
 class Headed(Parametrization):
     """Prompts and heads that are trained together, a head for each task that has one.
 
@@ -101,12 +106,9 @@ class Headed(Parametrization):
         return prompt | ({} if head is None else {_HEAD + name: t for name, t in head.state_dict().items()})
 
     def begin_from(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take saved prompts for the start, and the head of a single one if it has as many outputs; else it is new."""
-        parts = [
-            {name.removeprefix(_PROMPT): t for name, t in state.items() if not name.startswith(_HEAD)}
-            for state in states
-        ]
-        self.prompt.begin_from(parts)
+        """Take saved prompts for the start, and the head of a single one where it has one; else heads are new."""
+        parts = [without_head(state) for state in states]
+        self.prompt.begin_from([{name.removeprefix(_PROMPT): t for name, t in part.items()} for part in parts])
         head = self.head_for()
         found = {name.removeprefix(_HEAD): t for name, t in states[0].items() if name.startswith(_HEAD)}
         if len(states) == 1 and head is not None and found and found["weight"].shape == head.weight.shape:

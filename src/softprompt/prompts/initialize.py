@@ -88,6 +88,8 @@ def check_init(init: str, content: str | None) -> None:
     known = Init.__args__  # type: ignore[attr-defined]
     if init not in known:
         raise SettingsError(f"init {init!r} is unknown", where="init", instead=f"Use one of {', '.join(known)}.")
+    if content is not None and not isinstance(content, str):
+        raise SettingsError(f"text is {content!r}", where="text", instead="Give it as text.")
     if (init == "text") != (content is not None):
         raise SettingsError(
             "init='text' needs a text" if init == "text" else f"a text is given, but init is {init!r}",

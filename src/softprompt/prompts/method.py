@@ -192,13 +192,22 @@ def shares_nothing(method: Method) -> SettingsError:
     )
 
 
-def check_tokens(tokens: object) -> None:
+def check_whole(name: str, value: object) -> None:
     """
     Raises:
-        SettingsError: it is no number of 1 or more.
+        SettingsError: the setting is no whole number of 1 or more.
     """
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-        raise SettingsError(f"tokens is {tokens!r}", where="tokens", instead="Give a number of 1 or more.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number of 1 or more.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """
+    Raises:
+        SettingsError: the setting is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give true or false.")
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:

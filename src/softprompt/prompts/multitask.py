@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_tokens
+from softprompt.prompts.method import Host, Method, Parametrization, check_whole
 from softprompt.prompts.prompt import VirtualTokens
 
 _SHARED, _LEFT, _RIGHT = "shared", "left.0", "right.0"
@@ -56,7 +56,7 @@ class MultitaskPromptTuning(Method):
     factor_rate: float = 4 / 3
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
+        check_whole("tokens", self.tokens)
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise SettingsError(f"rank is {self.rank!r}", where="rank", instead="Give a number of 1 or more.")
         check_init(self.init, self.text)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_tokens
+from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole
 from softprompt.prompts.prompt import VirtualTokens
 
 Encoder = Literal["lstm", "mlp", "none"]
@@ -49,7 +49,8 @@ class PTuning(Method):
     text: str | None = None
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
+        check_whole("tokens", self.tokens)
+        check_flag("residual", self.residual)
         if self.encoder not in _ENCODERS:
             raise SettingsError(
                 f"encoder {self.encoder!r} is unknown", where="encoder", instead=f"Use one of {', '.join(_ENCODERS)}."

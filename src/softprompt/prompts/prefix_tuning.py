@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import SettingsError, SourceError
 from softprompt.prompts.initialize import check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_tokens
+from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole
 from softprompt.prompts.prompt import Prefix, Sites
 
 PrefixInit = Literal["random", "zero", "vocabulary", "text", "labels"]
@@ -25,12 +25,16 @@ _STD = 0.02
 class PrefixTuning(Method):
     """A key and a value for each of P positions, at every attention site (section 4 of the paper).
 
-    The prefix stands before all tokens, is seen from all of them and takes P positions. With `projection` it is
-    written by the paper's MLP (`P_theta[i] = MLP(P'_theta[i])`: `[P, D]`, a linear layer to `middle`, tanh, a linear
-    layer to all keys and values), which is thrown away after training.
+    The prefix stands before all tokens and is seen from all of them. In a decoder it takes P positions; an encoder and
+    an encoder-decoder count their own tokens alone. An encoder-decoder has three: of the encoder, of the decoder, and
+    where the decoder looks at the encoder; a task that is read in the encoder uses the first alone.
+
+    With `projection` it is written by the paper's MLP (`P_theta[i] = MLP(P'_theta[i])`: `[P, D]`, a linear layer to
+    `middle`, tanh, a linear layer to all keys and values), which is thrown away after training.
 
     Deviations: the paper always trains through the MLP, because direct training from a random start is unstable; from
-    keys and values of real tokens it is not, so the default is direct (as in P-tuning v2, arXiv 2110.07602).
+    keys and values of real tokens it is not, so the default is direct (as in P-tuning v2, arXiv 2110.07602). One MLP
+    writes all three prefixes of an encoder-decoder, where the authors' code has one for each.
 
     Attributes:
         tokens: P.
@@ -60,11 +64,16 @@ class PrefixTuning(Method):
     sink: bool = False
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
-        if self.init != "zero":
+        check_whole("tokens", self.tokens)
+        if self.init != "zero" or self.text is not None:
             check_init(self.init, self.text)
-        if self.middle < 1:
-            raise SettingsError(f"middle is {self.middle}", where="middle", instead="Give a number of 1 or more.")
+        check_whole("middle", self.middle)
+        check_flag("projection", self.projection)
+        check_flag("sink", self.sink)
+        if self.sink and self.tokens == 1:
+            raise SettingsError(
+                "the only position is the sink, which is not trained", where="tokens", instead="Give 2 or more."
+            )
 
     def slot_length(self) -> int:
         return self.tokens

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_tokens
+from softprompt.prompts.method import Host, Method, Parametrization, check_whole
 from softprompt.prompts.prompt import VirtualTokens
 
 
@@ -38,7 +38,7 @@ class PromptTuning(Method):
     text: str | None = None
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens)
+        check_whole("tokens", self.tokens)
         check_init(self.init, self.text)
 
     def slot_length(self) -> int:

@@ -122,7 +122,7 @@ class ExampleMaker:
                 "{mask} is filled by one of the labels, and there are none", where=where, instead="Give labels."
             )
         if self._kind == "decoder" and self.task.kind in OF_TOKENS:
-            self._check_no_slot_behind_the_field(where)
+            self._check_nothing_behind_the_field(where)
         if Stop() in self.task.template.segments and not self._tokenizer.stop:
             raise TemplateError(
                 "{sep} stands in it, but this tokenizer puts nothing behind a text",
@@ -130,10 +130,17 @@ class ExampleMaker:
                 instead="Take {sep} out, or write what is to stand there.",
             )
 
-    def _check_no_slot_behind_the_field(self, where: str) -> None:
-        """Its states would not depend on the slot, and the slot would learn nothing."""
+    def _check_nothing_behind_the_field(self, where: str) -> None:
+        """Its states would not depend on what stands there: a slot would learn nothing, a question not be heard."""
         segments, field = self.task.template.segments, self.task.field
         first = next(i for i, s in enumerate(segments) if isinstance(s, Field) and s.name == field)
+        behind = [s.name for s in segments[first:] if isinstance(s, Field) and s.name != field]
+        if behind:
+            raise TemplateError(
+                f"{{{behind[0]}}} stands behind {{{field}}}, and a decoder answers inside it before it has seen that",
+                where=where,
+                instead=f"Put {{{behind[0]}}} before {{{field}}}, or use an encoder.",
+            )
         if any(isinstance(s, Slot) for s in segments[first:]):
             raise TemplateError(
                 f"a slot stands behind {{{field}}}, and a decoder answers inside it before it has seen the slot",
