@@ -517,6 +517,7 @@ def test_a_teacher_whose_loss_is_no_number_is_named(tmp_path):
     with pytest.raises(DivergenceError, match=r"the teacher of topic: the "):
         learn_together(tiny.backbone("gpt2"), output=tmp_path / "p", teacher_learning_rate=1e30, steps=9)
     assert not (tmp_path / "p").exists()
+    assert not list(tmp_path.rglob("*.last-good"))
 
 
 def test_bad_input_costs_nothing_that_stood_there(tmp_path):

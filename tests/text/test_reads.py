@@ -211,6 +211,7 @@ def test_where_an_answer_stands_may_be_said():
     assert first == maker(SPANS)({"text": content, "label": {"text": "won"}})
     assert first == maker(SPANS)({"text": content, "label": {"text": "won", "start": 0}})
     second = maker(SPANS)({"text": content, "label": {"text": "won", "start": 9}})
+    assert second == maker(SPANS)({"text": content, "label": {"text": ["won"], "answer_start": [9]}})  # as in SQuAD
     assert second.tokens == first.tokens
     assert first.target.index(BEGINS + ENDS) < second.target.index(BEGINS + ENDS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import torch
@@ -81,7 +82,7 @@ class Backbone:
             self.kind = "encoder"
         self._check()
         trials.check_padding(self)
-        if getattr(model, "is_quantized", False):
+        if self.quantized:
             trials.check_gradient(self)
         self.state_size = trials.state_size(self)
         self.fingerprint = fingerprint or model_fingerprint(model)
@@ -167,6 +168,11 @@ class Backbone:
         return self._table.weight.dtype
 
     @property
+    def quantized(self) -> bool:
+        """Whether its weights are kept in fewer bits than it computes with."""
+        return bool(getattr(self.model, "is_quantized", False))
+
+    @property
     def hidden_size(self) -> int:
         """D, the width of an input embedding."""
         return self._table.weight.shape[1]
@@ -191,7 +197,7 @@ class Backbone:
         """On which side a batch is padded: in front of decoders, whose answers then end in one column."""
         return self.kind == "decoder"
 
-    @property
+    @cached_property
     def decoder_start(self) -> tuple[int, ...]:
         """What an encoder-decoder's decoder is given before the answer; empty for the others."""
         if self.kind != "encoder-decoder":

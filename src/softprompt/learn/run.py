@@ -97,13 +97,14 @@ class Run(Generic[T]):
     callbacks: Sequence[TrainerCallback]
     more: Mapping[str, Any]
 
-    def __call__(self, output: Path | None, *, overwrite: bool, resume: bool) -> Outcome[T]:
+    def __call__(self, output: Path | None, *, overwrite: bool, resume: bool, rescue: bool = True) -> Outcome[T]:
         """Train and save.
 
         Args:
             output: the folder to save to, if any.
             overwrite: replace what stands there.
             resume: go on from the last checkpoint.
+            rescue: whether the last good prompt is saved when the loss is no longer a number.
 
         Raises:
             RequestError: the output, or what an interrupted run left, cannot be used; nothing was begun.
@@ -116,7 +117,7 @@ class Run(Generic[T]):
         folder = checkpoints.folder_for(output)
         with checkpoints.held(folder), _callers_randomness():
             checkpoints.make_ready(folder, self.identity(), resume=resume, overwrite=overwrite)
-            outcome = self._through(folder, output, resume=resume)
+            outcome = self._through(folder, output if rescue else None, resume=resume)
             self.save(outcome.saved, output, overwrite)
             shutil.rmtree(folder, ignore_errors=True)
         return outcome
@@ -129,7 +130,8 @@ class Run(Generic[T]):
             facts |= {f"{member.name}'s {name}" if member.name else name: fact for name, fact in own.items()}
         return json.loads(json.dumps({**facts, **self.settings.facts(), **self.more}))
 
-    def _through(self, folder: Path, output: Path | None, *, resume: bool) -> Outcome[T]:
+    def _through(self, folder: Path, rescue_by: Path | None, *, resume: bool) -> Outcome[T]:
+        """Train; where the loss is no longer a number, the last good prompt is saved beside `rescue_by`."""
         learns = self.members[0].learns
         objective = self.prepare(folder, resume) if learns else None
         began = time.monotonic()
@@ -142,9 +144,9 @@ class Run(Generic[T]):
             try:
                 trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
             except DivergenceError as error:
-                if output is None:
+                if rescue_by is None:
                     raise
-                raise self._rescue(error, trainer, output, folder) from None
+                raise self._rescue(error, trainer, rescue_by, folder) from None
             outcome, history, kept = trainer.learner.outcome, trainer.state.log_history, trainer.kept
         trained = time.monotonic()
         if all(member.held_out for member in self.members):
@@ -157,6 +159,7 @@ class Run(Generic[T]):
         facts = {
             "texts_not_kept": left,
             "computation_shared": self.forward.backbone.lowers,
+            "quantized": self.forward.backbone.quantized,
             "reading_seconds": round(read - began, 1),
             "training_seconds": round(trained - read, 1),
             "torch": str(torch.__version__),

@@ -86,8 +86,8 @@ def train_sources(
 ) -> SourcesResult:
     """Train a prompt for each of several tasks, a part of which they share (Wang et al. 2023, arXiv 2303.02861, 3.2).
 
-    Each task first has a teacher: a prompt of its own, given or trained here by plain prompt tuning from the same
-    start. What is then made small is `task loss + distill * (KL(teacher || student) + MSE of the last hidden states)`,
+    Each task first has a teacher: a prompt of its own, given or trained here by plain prompt tuning with the same init.
+    What is then made small is `task loss + distill * (KL(teacher || student) + MSE of the last hidden states)`,
     both at the positions of the answers; see `Teachers` for what the paper does there. A step holds rows of K' of the K
     tasks, in one batch; see `Mixed`.
 

@@ -112,7 +112,9 @@ class Teaching:
         teacher.data, teacher.held_out = student.data, student.held_out
         title = f"Teacher of {student.name}" if self._progress else None
         try:
-            outcome = run_alone(teacher, teacher.build(), title, ())(place, overwrite=False, resume=resume)
+            outcome = run_alone(teacher, teacher.build(), title, ())(
+                place, overwrite=False, resume=resume, rescue=False
+            )
         except DivergenceError as error:
             error.where = f"the teacher of {student.name}"
             raise

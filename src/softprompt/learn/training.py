@@ -273,6 +273,7 @@ class Member:
         state = parametrization.state_of(number).values()
         return {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
+            "quantized": self.backbone.quantized,
             "template": self.task.template.source,
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],

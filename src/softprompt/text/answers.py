@@ -74,10 +74,16 @@ def of_words(task: Task, row: Mapping[str, Any], where: str | None, field: Encod
 
 
 def of_span(task: Task, row: Mapping[str, Any], where: str | None, field: Encoded) -> Answer:
-    """Where in the field the answer stands: the first time, or from the character that `start` of a mapping says."""
+    """Where in the field the answer stands: the first time, or from the character that `start` of a mapping says.
+
+    SQuAD's own way is read as well: `{"text": [...], "answer_start": [...]}`, of which the first answer counts.
+    """
     whole, content = fields.value(row, task.target, where), fields.text(row, task.field or "", where)
     instead = 'Give text that stands there, or {"text": ..., "start": its first character, counted from 0}.'
-    found, start = (whole.get("text"), whole.get("start")) if isinstance(whole, Mapping) else (whole, None)
+    found, start = whole, None
+    if isinstance(whole, Mapping):
+        start = _first(whole.get("start", whole.get("answer_start")))
+        found = _first(whole.get("text"))
     if not isinstance(found, (str, int, float)) or isinstance(start, bool) or not isinstance(start, int | None):
         raise DataError(f"field {task.target!r} holds {str(whole)[:80]}", where=where, instead=instead)
     answer = fields.as_text(found, task.target, where)
@@ -93,6 +99,10 @@ def of_span(task: Task, row: Mapping[str, Any], where: str | None, field: Encode
     if not inside:
         raise DataError(f"no token stands for the answer {answer[:80]!r}", where=where)
     return Answer(tuple(BEGINS * (i == inside[0]) + ENDS * (i == inside[-1]) for i in range(len(spans))))
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, (list, tuple)) and value else value
 
 
 def in_common(task: Task, row: Mapping[str, Any], where: str | None) -> Answer:
