@@ -1,10 +1,12 @@
 """All methods at one budget on BBC news: where each starts, how fast it learns, where it ends, over several seeds.
 
-    python benchmarks/methods.py [--seeds 3] [--steps 40] [--only NAME,...] [--json FILE] [--plot FILE]
+    python benchmarks/methods.py [--model smollm2|minilm] [--seeds 3] [--steps 40] [--only NAME,...] [--json FILE]
+                                 [--plot FILE]
 
-SmolLM2-135M in bfloat16, five topics, every article cut to its first 60 tokens; 250 articles to learn from, 100 to
-choose the best step by, 200 others to measure on, drawn anew for each seed. Every method has the same articles, steps
-and rows a step; what differs, seconds among it, is in the table. The start is the prompt before the first step.
+SmolLM2-135M in bfloat16 (or MiniLM-L6 in float32, with a trained head), five topics, every article cut to its first 60
+tokens; 250 articles to learn from, 100 to choose the best step by, 200 others to measure on, drawn anew for each seed.
+Every method has the same articles, steps and rows a step; what differs, seconds among it, is in the table. The start is
+the prompt before the first step.
 
 Multitask prompt tuning begins from three source tasks, three topics each under other wordings, learned from 60 articles
 a topic that stand in none of these sets; their training is not in its seconds. Curves are over the 100 articles, every
@@ -42,19 +44,28 @@ from softprompt import (
 )
 from softprompt.artifact import SavedPrompt
 from softprompt.demo.news import LABELS, news
+from softprompt.prompts.head import Head
 from softprompt.prompts.method import Method
 
 TOKENS = 60
 """What is kept of an article."""
 
 BEHIND = "Article: {text}\n{soft:10}Topic: {label}"
-CASES: Mapping[str, tuple[Method, str]] = {
+DECODER: Mapping[str, tuple[Method, str]] = {
     "hard prompt": (HardPrompt(), "Article: {text}\nCategory: {label}"),
     "prompt tuning": (PromptTuning(), BEHIND),
     "P-tuning": (PTuning(), "Article: {text}\n{soft:5}Topic:{soft:5} {label}"),
     "prefix tuning": (PrefixTuning(tokens=10), "Article: {text}\nTopic: {label}"),
     "multitask": (MultitaskPromptTuning(), BEHIND),
     "context-aware": (ContextAwarePromptTuning(examples=5), "Article: {text}\nTopic: {label}"),
+}
+# An encoder without a language modelling head: every method has a head beside it, the hard prompt is a linear probe.
+ENCODER: Mapping[str, tuple[Method, str]] = {
+    "hard prompt": (HardPrompt(), "{text}"),
+    "prompt tuning": (PromptTuning(tokens=10), "{text}"),
+    "P-tuning": (PTuning(tokens=10), "{text}"),
+    "prefix tuning": (PrefixTuning(tokens=10), "{text}"),
+    "multitask": (MultitaskPromptTuning(tokens=10), "{text}"),
 }
 SOURCES = {
     "desk": ("Article: {text}\n{soft:10}Desk: {label}", ("business", "politics", "tech")),
@@ -98,10 +109,18 @@ def articles(backbone: Backbone, seed: int) -> Articles:
     )
 
 
+def task_for(backbone: Backbone, template: str, labels: Sequence[str]) -> Task:
+    """The task as the model answers it."""
+    return Task(template, labels) if backbone.speaks else Task(template, labels, kind="sequence-classification")
+
+
 def sources(backbone: Backbone, rows: Rows, seed: int, steps: int, folder: Path) -> Path:
     """The source tasks of multitask prompt tuning, learned."""
     tasks = {
-        name: Source(Task(template, labels), [row for row in rows if row["label"] in labels])
+        name: Source(
+            task_for(backbone, template if backbone.speaks else "{soft:10}{text}", labels),
+            [row for row in rows if row["label"] in labels],
+        )
         for name, (template, labels) in SOURCES.items()
     }
     train_sources(
@@ -120,21 +139,29 @@ def sources(backbone: Backbone, rows: Rows, seed: int, steps: int, folder: Path)
 def at_start(prompt: SavedPrompt) -> SavedPrompt:
     """The prompt before the first step."""
     assert prompt.state is not None, "it was learned"
-    return replace(prompt, values=type(prompt.values).from_tensors(prompt.state.start), state=None)
+    start = prompt.state.start
+    head = {name.removeprefix("head."): t for name, t in start.items() if name.startswith("head.")}
+    values = {name: t for name, t in start.items() if not name.startswith("head.")}
+    made = Head.from_tensors(head) if head else None
+    return replace(prompt, values=type(prompt.values).from_tensors(values), head=made, state=None)
 
 
-def run(backbone: Backbone, name: str, rows: Articles, seed: int, steps: int, start: Path | None) -> Found:
+def run(
+    backbone: Backbone, case: tuple[Method, str], rows: Articles, seed: int, steps: int, start: Path | None
+) -> Found:
     """Accuracies on the test articles, before and after, and how training went."""
-    method, template = CASES[name]
+    method, template = case
+    task = task_for(backbone, template, LABELS)
     options: dict[str, Any] = {"seed": seed}
-    if method.LEARNS:
+    learns = method.LEARNS or bool(task.outputs)
+    if learns:
         options |= {"steps": steps, "batch_size": 16, "eval_every": 5, "start": start}
     began = time.monotonic()
-    result = train(backbone, Task(template, LABELS), method, rows.learn, rows.choose, **options)
+    result = train(backbone, task, method, rows.learn, rows.choose, **options)
     seconds = time.monotonic() - began
     after = evaluate(backbone, result.prompt, rows.test)["accuracy"]
-    before = evaluate(backbone, at_start(result.prompt), rows.test)["accuracy"] if method.LEARNS else after
-    numbers = result.prompt.training["trained_parameters"] if method.LEARNS else 0
+    before = evaluate(backbone, at_start(result.prompt), rows.test)["accuracy"] if learns else after
+    numbers = result.prompt.training["trained_parameters"] if learns else 0
     curve = {int(e["step"]): e["eval_accuracy"] for e in result.history if "eval_accuracy" in e}
     return {"start": before, "accuracy": after, "seconds": seconds, "parameters": numbers, "curve": curve}
 
@@ -197,20 +224,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--only", default=",".join(CASES))
+    parser.add_argument("--model", choices=["smollm2", "minilm"], default="smollm2")
+    parser.add_argument("--only")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     asked = parser.parse_args()
-    backbone = Backbone.load("smollm2", dtype="bfloat16")
+    backbone = Backbone.load(asked.model, dtype="bfloat16" if asked.model == "smollm2" else "float32")
+    cases = DECODER if backbone.speaks else ENCODER
     found: dict[str, list[Found]] = {}
     for seed in range(asked.seeds):
         rows = articles(backbone, seed)
-        for name in asked.only.split(","):
+        for name in asked.only.split(",") if asked.only else cases:
             with TemporaryDirectory() as folder:
                 start = None
-                if CASES[name][0].NAME == MultitaskPromptTuning.NAME:
+                if cases[name][0].NAME == MultitaskPromptTuning.NAME:
                     start = sources(backbone, rows.others, seed, asked.steps, Path(folder) / "sources")
-                found.setdefault(name, []).append(run(backbone, name, rows, seed, asked.steps, start))
+                found.setdefault(name, []).append(run(backbone, cases[name], rows, seed, asked.steps, start))
             show(found)
             if asked.json:
                 asked.json.write_text(json.dumps({"steps": asked.steps, "found": found}, indent=2) + "\n")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from softprompt.backbone.attention import route
+from softprompt.backbone.sites import probe
 from softprompt.errors import SettingsError, SourceError
 from softprompt.prompts import PrefixTuning
 from softprompt.prompts.method import Host, count
@@ -71,8 +74,14 @@ def test_the_mlp_is_the_papers():
 
 
 def test_numbers_kept_of_gpt2_medium_are_the_papers():
-    # 5 positions, 24 layers of 16 heads of width 64: 245,760.
-    assert 5 * width({f"h.{i}.attn": (16, 64, 64) for i in range(24)}) == 245_760
+    # Its configuration, but for what is no part of attention; where it attends is found as in every model.
+    config = AutoConfig.for_model("gpt2", n_embd=1024, n_layer=24, n_head=16, n_inner=8, vocab_size=8)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.to_empty(device="cpu")
+    route(model)
+    found, _ = probe(model)
+    assert 5 * width({site.name: (site.heads, site.key_width, site.value_width) for site in found}) == 245_760
 
 
 @pytest.mark.parametrize("projection", [False, True])
