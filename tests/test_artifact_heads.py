@@ -43,11 +43,12 @@ def test_every_kind_is_loaded_to_the_last_bit(tmp_path, family, kind):
 
 
 def test_all_of_a_task_is_kept(tmp_path):
-    backbone = reference.backbone("llama")
-    for task in (
-        Task("{soft:2}{text} {other}", LABELS, kind="token-classification", field="text", target="tags", max_length=70),
-        Task("{soft:2}{text}:{label}", {"a": "won", "b": "the"}, kind="multi-label", none="x", target="several"),
-    ):
+    words = Task(
+        "{soft:2}{text} {other}", LABELS, kind="token-classification", field="text", target="tags", max_length=70
+    )
+    several = Task("{soft:2}{text}:{label}", {"a": "won", "b": "the"}, kind="multi-label", none="x", target="several")
+    for family, task in (("bert", words), ("llama", several)):
+        backbone = reference.backbone(family)
         path = artifact.save(prompt(backbone, task), tmp_path / "p", overwrite=True)
         assert artifact.load(path, backbone).task == task
 

@@ -34,7 +34,7 @@ def evaluate(
     """Metrics of a prompt, or of an ensemble of prompts, over rows that hold their answers.
 
     Returns:
-        What the kind of the task has, see `softprompt.learn.metrics`: `loss` always, `accuracy` where labels are given.
+        What the kind of the task has, see `softprompt.learn.metrics`: `loss` always, `accuracy` for all but generation.
         `rows_cut` tells how many rows were shortened.
 
         For an ensemble's classification `accuracy` and `macro_f1` are those of the vote and `loss` that of the mean

@@ -235,13 +235,20 @@ class Member:
             RequestError: a row cannot be used; the message names it.
         """
         self.rows, self.data = train_rows, self.maker.all(train_rows)
-        kinds = {example.label for example in self.data}
-        if self.task.kind == "feature-extraction" and len(kinds) == len(self.data):
+        self.held_out = self.maker.all(eval_rows) if eval_rows else []
+        if self.task.kind != "feature-extraction":
+            return
+        if self.settings.batch_size < 3:
+            raise SettingsError(
+                f"batch_size is {self.settings.batch_size}, but rows learn what they have in common from each other",
+                where="batch_size",
+                instead="Give 3 or more; the more, the better.",
+            )
+        if len({example.label for example in self.data}) == len(self.data):
             raise DataError(
                 f"no two rows have the same {self.task.target!r}, so none has anything in common with another",
                 instead="Give rows that belong together the same answer.",
             )
-        self.held_out = self.maker.all(eval_rows) if eval_rows else []
 
     def begin_from(self, parametrization: Parametrization, begun: Begun) -> None:
         """Take the parameters of saved prompts for the start.
