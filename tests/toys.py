@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load, save
@@ -29,7 +29,7 @@ from softprompt.prompts.head import Head
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.maker import example_maker
 from softprompt.text.examples import ExampleMaker
-from softprompt.text.task import Task
+from softprompt.text.task import Kind, Task
 
 FRONT = "{soft:4}Article: {text}\nTopic: {label}"
 BEHIND = "Article: {text}{soft:4}\nTopic: {label}"
@@ -94,15 +94,7 @@ def learn_ensemble(
     )
 
 
-KINDS = (
-    "generation",
-    "classification",
-    "multi-label",
-    "sequence-classification",
-    "token-classification",
-    "question-answering",
-    "feature-extraction",
-)
+KINDS = get_args(Kind)
 SPOKEN = KINDS[:3]
 HEADED = KINDS[3:6]
 

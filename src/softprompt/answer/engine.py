@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ from softprompt.text.examples import Example
 from softprompt.text.fields import several, text
 from softprompt.text.task import Task
 from softprompt.text.template import Target
+
+A = TypeVar("A")
 
 
 class Engine:
@@ -197,11 +199,7 @@ class Engine:
 
     def _classify(self, asked: Sequence[tuple[Asked, ...]], by: By) -> list[Classification | Labelling]:
         each = [a for own in asked for a in own]
-        scores: dict[int, Tensor] = {}
-        for rows in self._batches(each):
-            own, given = [each[i].entry for i in rows], [each[i].example for i in rows]
-            scores.update(zip(rows, _CLASSIFY[own[0].prompt.task.kind](self, own, given), strict=True))
-        in_order = iter(scores[i] for i in range(len(each)))
+        in_order = iter(self._in_batches(each, lambda e, x: _CLASSIFY[e[0].prompt.task.kind](self, e, x)))
         found: list[Classification | Labelling] = []
         for members in asked:
             table, task = torch.stack([next(in_order) for _ in members]), members[0].entry.prompt.task
@@ -212,7 +210,7 @@ class Engine:
 
     def _tag(self, asked: Sequence[Asked]) -> list[Tagging]:
         found = []
-        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+        for a, outputs in zip(asked, self._in_batches(asked, self._head_outputs), strict=True):
             task = a.entry.prompt.task
             likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
             answered = dict(zip(a.example.words, zip(chosen.tolist(), likely.tolist(), strict=True), strict=True))
@@ -224,7 +222,7 @@ class Engine:
 
     def _extract(self, asked: Sequence[Asked]) -> list[Span]:
         found = []
-        for a, outputs in zip(asked, self._by_head(asked), strict=True):
+        for a, outputs in zip(asked, self._in_batches(asked, self._head_outputs), strict=True):
             first, last, likely = best_span(outputs)
             start, end = a.example.spans[first][0], a.example.spans[last][1]
             answer = text(a.row, a.entry.prompt.task.field or "", None)[start:end]
@@ -235,22 +233,11 @@ class Engine:
         return found
 
     def _embed(self, asked: Sequence[Asked]) -> list[Embedding]:
-        vectors: dict[int, list[float]] = {}
-        for rows in self._batches(asked):
-            fillings, which = self._fillings([asked[i].entry for i in rows])
-            found = row_vectors(self._forward, [asked[i].example for i in rows], fillings, which)
-            vectors.update(zip(rows, found.tolist(), strict=True))
-        return [Embedding(tuple(vectors[i]), a.example.cut) for i, a in enumerate(asked)]
-
-    def _by_head(self, asked: Sequence[Asked]) -> list[Tensor]:
-        """What each row's head makes of its states, one `[S, C]` per row."""
-        outputs: dict[int, Tensor] = {}
-        for rows in self._batches(asked):
-            found = self._head_outputs([asked[i].entry for i in rows], [asked[i].example for i in rows])
-            outputs.update(zip(rows, found, strict=True))
-        return [outputs[i] for i in range(len(asked))]
+        vectors = self._in_batches(asked, lambda e, x: row_vectors(self._forward, x, *self._fillings(e)).tolist())
+        return [Embedding(tuple(vector), a.example.cut) for vector, a in zip(vectors, asked, strict=True)]
 
     def _head_outputs(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
+        """What each row's head makes of its states, one `[S, C]` per row."""
         fillings, which = self._fillings(entries)
         heads = [head for e in entries if (head := e.prompt.head) is not None]
         return head_outputs(self._forward, examples, heads, fillings, which)
@@ -304,11 +291,7 @@ class Engine:
                 raise refused_options(cause) from cause
 
     def _generate(self, asked: Sequence[Asked], config: GenerationConfig) -> list[Generation]:
-        answers: dict[int, Generation] = {}
-        for rows in self._batches(asked):
-            written = self._write([asked[i].entry for i in rows], [asked[i].example for i in rows], config)
-            answers.update(zip(rows, written, strict=True))
-        return [answers[i] for i in range(len(asked))]
+        return self._in_batches(asked, partial(self._write, config=config))
 
     def _write(
         self, entries: Sequence[Entry], examples: Sequence[Example], config: GenerationConfig
@@ -371,6 +354,16 @@ class Engine:
         self, requests: Sequence[Request], example: Callable[[Entry, Mapping[str, Any], str], Example]
     ) -> list[Asked]:
         return [asked for (asked,) in self._read(requests, example, alone=True)]
+
+    def _in_batches(
+        self, asked: Sequence[Asked], answer: Callable[[Sequence[Entry], Sequence[Example]], Sequence[A]]
+    ) -> list[A]:
+        """What `answer` gives for each row, in order; it is called batch by batch."""
+        found: dict[int, A] = {}
+        for rows in self._batches(asked):
+            answers = answer([asked[i].entry for i in rows], [asked[i].example for i in rows])
+            found.update(zip(rows, answers, strict=True))
+        return [found[i] for i in range(len(asked))]
 
     def _batches(self, asked: Sequence[Asked]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""

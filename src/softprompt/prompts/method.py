@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -208,6 +209,14 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise SettingsError(f"{name} is {value!r}", where=name, instead="Give true or false.")
+
+
+@contextmanager
+def modules_draw_from(generator: torch.Generator) -> Iterator[None]:
+    """Modules draw their weights from the global generator: it is lent this one, and gets its own state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole
+from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole, modules_draw_from
 from softprompt.prompts.prompt import VirtualTokens
 
 Encoder = Literal["lstm", "mlp", "none"]
@@ -62,9 +62,7 @@ class PTuning(Method):
 
     def build(self, tokens: int, host: Host, generator: torch.Generator) -> Parametrization:
         start = initialize(self.init, tokens, host, generator, self.text)
-        # Modules draw their weights from the global generator: it is lent ours, and gets its own state back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with modules_draw_from(generator):
             encoder = _ENCODERS[self.encoder](host.width)
         return _Encoded(start, encoder, residual=self.residual and self.encoder != "none")
 

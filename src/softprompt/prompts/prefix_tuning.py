@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from softprompt.errors import SettingsError, SourceError
 from softprompt.prompts.initialize import check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole
+from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole, modules_draw_from
 from softprompt.prompts.prompt import Prefix, Sites
 
 PrefixInit = Literal["random", "zero", "vocabulary", "text", "labels"]
@@ -88,9 +88,7 @@ class PrefixTuning(Method):
         start = self._start(tokens, host, generator)
         if not self.projection:
             return _Direct(start, host.sites, sink=self.sink)
-        # Modules draw their weights from the global generator: it is lent ours, and gets its own state back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with modules_draw_from(generator):
             made = _Projected(tokens, host, self.middle, start if self.sink else None)
         if self.init == "zero":
             made.zero()
