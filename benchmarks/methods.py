@@ -149,18 +149,25 @@ def at_start(prompt: SavedPrompt) -> SavedPrompt:
 def run(
     backbone: Backbone, case: tuple[Method, str], rows: Articles, seed: int, steps: int, start: Path | None
 ) -> Found:
-    """Accuracies on the test articles, before and after, and how training went."""
+    """One method on the articles of one seed."""
     method, template = case
     task = task_for(backbone, template, LABELS)
     options: dict[str, Any] = {"seed": seed}
-    learns = method.LEARNS or bool(task.outputs)
-    if learns:
+    if method.LEARNS or task.outputs:
         options |= {"steps": steps, "batch_size": 16, "eval_every": 5, "start": start}
+    return measured(backbone, task, method, rows.learn, rows.choose, rows.test, **options)
+
+
+def measured(
+    backbone: Backbone, task: Task, method: Method, learn: Rows, choose: Rows, test: Rows, **options: Any
+) -> Found:
+    """Accuracies on `test`, before and after, and how training went."""
     began = time.monotonic()
-    result = train(backbone, task, method, rows.learn, rows.choose, **options)
+    result = train(backbone, task, method, learn, choose, **options)
     seconds = time.monotonic() - began
-    after = evaluate(backbone, result.prompt, rows.test)["accuracy"]
-    before = evaluate(backbone, at_start(result.prompt), rows.test)["accuracy"] if learns else after
+    learns = result.prompt.state is not None
+    after = evaluate(backbone, result.prompt, test)["accuracy"]
+    before = evaluate(backbone, at_start(result.prompt), test)["accuracy"] if learns else after
     numbers = result.prompt.training["trained_parameters"] if learns else 0
     curve = {int(e["step"]): e["eval_accuracy"] for e in result.history if "eval_accuracy" in e}
     return {"start": before, "accuracy": after, "seconds": seconds, "parameters": numbers, "curve": curve}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import reference
 import tiny
-from softprompt.backbone.attention import KEYWORD, Reading, Record, route
+from softprompt.backbone.attention import KEYWORD, Call, Reading, Record, route
 from softprompt.backbone.context import Context, Stretch
 from softprompt.errors import SourceError
 
@@ -35,7 +35,7 @@ def widened(
     places = torch.tensor(positions)
     reading = Reading({}, places, context, None if rows is None else torch.tensor(rows), past=past)
     query, key = torch.zeros(*places.shape, 1).unsqueeze(1), torch.zeros(len(positions), HEADS, own, WIDTH)
-    found = reading.widen(mask, query, key, causal, window)
+    found = reading.widen(Call(query, key, key, mask, causal, window, None))
     if found is None:
         return None
     seen = found if found.dtype == torch.bool else found == 0
@@ -100,7 +100,9 @@ def test_an_additive_mask_stays_additive():
 def test_a_mask_of_every_head_is_widened_for_every_head():
     mask = torch.rand(2, HEADS, 3, 3) > 0.5
     reading = Reading({}, torch.arange(3).expand(2, 3), context_of(2))
-    found = reading.widen(mask, torch.zeros(2, HEADS, 3, 1), torch.zeros(2, HEADS, 3, 1), True, None)
+    query = torch.zeros(2, HEADS, 3, 1)
+    found = reading.widen(Call(query, query, query, mask, True, None, None))
+    assert found is not None
     assert found.shape == (2, HEADS, 3, 5)
     assert torch.equal(found[..., 2:], mask)
 
@@ -111,10 +113,12 @@ def test_a_mask_is_widened_once_and_never_taken_for_another():
     # Each mask is freed before the next is made, which may then stand in the same place.
     for number in range(50):
         mask = torch.arange(8)[None, None, None] < number % 8
-        found = reading.widen(mask, query, key, True, None)
+        call = Call(query, key, key, mask, True, None, None)
+        found = reading.widen(call)
+        assert found is not None
         assert torch.equal(found[..., 2:], mask)
-        assert reading.widen(mask, query, key, True, None) is found
-        del mask
+        assert reading.widen(call) is found
+        del mask, call
 
 
 def test_what_all_rows_read_is_not_copied_for_each():

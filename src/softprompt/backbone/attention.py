@@ -11,16 +11,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from softprompt.backbone import cpu
 from softprompt.backbone.context import Context, Stretch
 from softprompt.errors import SourceError
+
+Made = TypeVar("Made")
 
 KEYWORD = "softprompt"
 _MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
@@ -78,8 +82,9 @@ class Reading:
     rows: Tensor | None = None
     record: Record | None = None
     past: int = 0
-    # Widened masks by what they were made from; each holds on to its mask, whose identity nothing else may then have.
-    _masks: dict[Any, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict, compare=False, repr=False)
+    # What all layers have in common by what it was made from; each holds on to its mask, whose identity nothing else
+    # may then have.
+    _kept: dict[Any, tuple[Tensor | None, Any]] = field(default_factory=dict, compare=False, repr=False)
     _calls: Counter[int] = field(default_factory=Counter, compare=False, repr=False)
 
     def site(self, module: nn.Module) -> int:
@@ -98,49 +103,112 @@ class Reading:
             return table.index_select(0, self.rows)
         return table.expand(batch, *table.shape[1:])
 
-    def widen(self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None) -> Tensor | None:
-        """The mask over context and own keys, `[B, 1 or heads, T, P + S]`; one for the whole batch where rows agree.
+    def on_cpu(self, site: int, call: Call) -> Tensor:
+        """What each query of a call finds, `[B, heads, T, E]`, without copying keys where that pays."""
+        query, key, value = call.query, call.key, call.value
+        if self.context is None:
+            bias = self._once("own", call, lambda: cpu.grouped_bias(self.own(call), query, key))
+            return cpu.grouped_attention(query, key, value, bias, call.scale)
+        context_key, context_value = self.context.keys[site], self.context.values[site]
+        if cpu.pays(query, context_key):
+            split = self._once("split", call, lambda: self._split(call, context_key))
+            if split is not None:
+                return cpu.merged_attention(query, key, value, context_key, context_value, split, call.scale)
+        bias = self._once("wide", call, lambda: cpu.grouped_bias(self.widen(call), query, key))
+        keys, values = self.before(site, key.shape[0])
+        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        return cpu.grouped_attention(query, key, value, bias, call.scale)
 
-        Args:
-            mask: what the model made for its own S keys: bool (True attends), additive float, or None.
-            query: `[B, heads, T, E]`.
-            key: `[B, H, S, E]`, own keys only.
-            causal: what None means for T > 1: query t sees keys 0..t, or everything.
-            window: a key is forgotten from this distance on; None for never.
-        """
-        slot = (id(mask), query.shape[2], key.shape[2], causal, window)
-        if slot not in self._masks:
-            self._masks[slot] = mask, self._widen(mask, query, key, causal, window)
-        return self._masks[slot][1]
-
-    def _widen(
-        self, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, window: int | None
-    ) -> Tensor | None:
-        assert self.context is not None
-        length, own = query.shape[2], key.shape[2]
-        lengths, pinned = self.context.lengths, self.context.pinned
+    def _split(self, call: Call, context_key: Tensor) -> cpu.Split | None:
+        entries, groups = context_key.shape[0], None
         if self.rows is not None:
-            lengths, pinned = lengths.index_select(0, self.rows), pinned.index_select(0, self.rows)
-        column = torch.arange(self.context.width, device=query.device)
-        seen = (column < lengths[:, None])[:, None, None, :].expand(-1, -1, length, -1)
-        if window is not None:
-            near = self.positions[:, None, :, None] - column < window
-            seen = seen & (near | (column < pinned[:, None])[:, None, None, :])
-        if mask is None:
-            mask = torch.ones(1, 1, length, own, dtype=torch.bool, device=query.device)
-            if causal:
-                # Counted and not read off the positions, which a caller may choose. No row is padded, so key s is every
-                # row's token s; a static cache may have keys yet to be filled.
-                token = self.past + torch.arange(length, device=query.device)[None, None, :, None]
-                mask = torch.arange(own, device=query.device) <= token
-            if bool(seen.all()) and bool(mask.all()):
+            groups = cpu.Groups(self.rows, entries)
+            if not groups.worth:
                 return None
+        return cpu.Split.of(call.query, call.key, entries, groups, self.seen(call), self.own(call))
+
+    def _once(self, what: str, call: Call, make: Callable[[], Made]) -> Made:
+        slot = (what, *call.alike())
+        if slot not in self._kept:
+            self._kept[slot] = call.mask, make()
+        made: Made = self._kept[slot][1]
+        return made
+
+    def widen(self, call: Call) -> Tensor | None:
+        """The mask over context and own keys, `[B or 1, 1 or heads, T, P + S]`; None where all is seen."""
+        return self._once("mask", call, lambda: self._widen(call))
+
+    def _widen(self, call: Call) -> Tensor | None:
+        seen, mask = self.seen(call), self.own(call)
+        assert self.context is not None
+        if seen is None and mask is None:
+            return None
+        length, own = call.query.shape[2], call.key.shape[2]
+        if seen is None:
+            seen = torch.ones(1, 1, length, self.context.width, dtype=torch.bool, device=call.query.device)
+        if mask is None:
+            mask = torch.ones(1, 1, length, own, dtype=torch.bool, device=call.query.device)
         batch = max(seen.shape[0], mask.shape[0])
         if mask.dtype != torch.bool:
             low = torch.finfo(mask.dtype).min
             seen = torch.zeros(seen.shape, dtype=mask.dtype, device=seen.device).masked_fill(~seen, low)
         seen, mask = seen.expand(batch, mask.shape[1], -1, -1), mask.expand(batch, -1, length, -1)
         return torch.cat([seen, mask], dim=-1)
+
+    def seen(self, call: Call) -> Tensor | None:
+        """Which of its context each query sees, `[B or 1, 1, T, P]` bool; None for all."""
+        assert self.context is not None
+        lengths, pinned = self.context.lengths, self.context.pinned
+        if self.rows is not None:
+            lengths, pinned = lengths.index_select(0, self.rows), pinned.index_select(0, self.rows)
+        column = torch.arange(self.context.width, device=call.query.device)
+        seen = (column < lengths[:, None])[:, None, None, :].expand(-1, -1, call.query.shape[2], -1)
+        if call.window is not None:
+            near = self.positions[:, None, :, None] - column < call.window
+            seen = seen & (near | (column < pinned[:, None])[:, None, None, :])
+        return None if bool(seen.all()) else seen
+
+    def own(self, call: Call) -> Tensor | None:
+        """Which of its own keys each query sees: the model's mask; where it has none, `[1, 1, T, S]` bool or None."""
+        length, own = call.query.shape[2], call.key.shape[2]
+        if call.mask is not None or not call.causal:
+            return call.mask
+        # Counted and not read off the positions, which a caller may choose. No row is padded, so key s is every row's
+        # token s; a static cache may have keys yet to be filled.
+        token = self.past + torch.arange(length, device=call.query.device)[None, None, :, None]
+        mask = torch.arange(own, device=call.query.device) <= token
+        return None if bool(mask.all()) else mask
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a site is called with.
+
+    Attributes:
+        query: `[B, heads, T, E]`.
+        key, value: `[B, H, S, E]`, the row's own.
+        mask: what the model made for these keys: bool (True attends), additive float, or None.
+        causal: what None means: query t sees keys 0..t, or everything.
+        window: a key is forgotten from this distance on; None for never.
+        scale: of the scores; None for `1 / sqrt(E)`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    window: int | None
+    scale: float | None
+
+    def alike(self) -> tuple[Any, ...]:
+        """The same for calls of one pass that see the same."""
+        return (id(self.mask), *self.query.shape[1:3], *self.key.shape[1:3], self.causal, self.window)
+
+    @property
+    def plain(self) -> bool:
+        """Whether one mask serves all heads and nothing is learned in it."""
+        return self.mask is None or (self.mask.shape[1] == 1 and not self.mask.requires_grad)
 
 
 def attend(
@@ -157,13 +225,25 @@ def attend(
     base = _implementation(module)
     if softprompt is None:
         return base(module, query, key, value, attention_mask, *args, **kwargs)
-    site, window = softprompt.site(module), kwargs.get("sliding_window")
+    window, causal = kwargs.get("sliding_window"), kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    call = Call(query, key, value, attention_mask, causal, window, kwargs.get("scaling"))
+    site, context = softprompt.site(module), softprompt.context
     if softprompt.record is not None:
         softprompt.record.add(site, key, value, window)
-    if softprompt.context is not None:
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        attention_mask = softprompt.widen(attention_mask, query, key, causal, window)
+    # Without a context and with a key head for each query head there is nothing to be saved.
+    saves = context is not None or key.shape[1] < query.shape[1]
+    if (
+        saves
+        and base is sdpa_attention_forward
+        and not args
+        and _plain(kwargs)
+        and call.plain
+        and cpu.fits(query, key, value)
+    ):
+        return softprompt.on_cpu(site, call).transpose(1, 2).contiguous(), None
+    if context is not None:
+        attention_mask = softprompt.widen(call)
         keys, values = softprompt.before(site, key.shape[0])
         key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
         bias = kwargs.get("position_bias")
@@ -171,6 +251,11 @@ def attend(
             # What is learned has no place relative to a token.
             kwargs["position_bias"] = F.pad(bias, (keys.shape[2], 0))
     return base(module, query, key, value, attention_mask, *args, **kwargs)
+
+
+def _plain(options: Mapping[str, Any]) -> bool:
+    """Whether nothing else than masks and scale bears on the scores."""
+    return not options.get("dropout") and options.get("position_bias") is None
 
 
 def _implementation(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
