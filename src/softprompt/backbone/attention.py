@@ -93,6 +93,11 @@ class Reading:
         self._calls[id(module)] += 1
         return known[(self._calls[id(module)] - 1) % len(known)]
 
+    @property
+    def over(self) -> bool:
+        """Whether all sites have been called."""
+        return self._calls.total() == sum(len(calls) for calls in self.sites.values())
+
     def before(self, site: int, batch: int) -> tuple[Tensor, Tensor]:
         """Keys and values `[B, H, P, E]` that stand before each row at `site`."""
         assert self.context is not None

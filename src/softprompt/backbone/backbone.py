@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ from softprompt.backbone.attention import KEYWORD, Reading, Record, route
 from softprompt.backbone.compilation import compile_layers
 from softprompt.backbone.context import Context, Stretch
 from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint
+from softprompt.backbone.last_layer import narrowed, products_in_last_layer
 from softprompt.backbone.outputs import Outputs, bodies, gathering
 from softprompt.backbone.sites import probe
 from softprompt.errors import SettingsError, SourceError
@@ -77,6 +79,7 @@ class Backbone:
         route(model)
         self._recomputed = recompute.prepare(model) if gradient_checkpointing else []
         self.sites, self._site_of = probe(model)
+        self._products: list[nn.Module] = []
         self.kind: Kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
         if self.kind == "decoder" and not trials.is_causal(self):
             self.kind = "encoder"
@@ -88,6 +91,10 @@ class Backbone:
         self.fingerprint = fingerprint or model_fingerprint(model)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self.kind == "decoder" and trials.lowers(self)
+        # A layer that is recomputed or compiled is run as it is.
+        self._products = [] if self._recomputed or compile else products_in_last_layer(model, self.sites)
+        if not trials.narrows(self):
+            self._products = []
         if compile:
             compile_layers(model)
         if self.kind == "decoder" and not self.lowers:
@@ -259,8 +266,8 @@ class Backbone:
             context: what stands before the rows.
             rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
         """
-        record = Record()
-        self.outputs(inputs_embeds, mask, context, rows, head=False, record=record)
+        record, first = Record(), torch.zeros(len(mask), 1, dtype=torch.long, device=self.device)
+        self.outputs(inputs_embeds, mask, context, rows, at=first, head=False, record=record)
         return record.stretches(mask)
 
     def logits(
@@ -323,7 +330,7 @@ class Backbone:
         elif not head and self.kind != "encoder-decoder":
             run = self.model.base_model
         with gathering([run] if encoder_alone else self._bodies, at) as gathered:
-            result = self.step(positions=positions, context=context, rows=rows, record=record, run=run, **inputs)
+            result = self.step(positions=positions, context=context, rows=rows, record=record, at=at, run=run, **inputs)
         assert gathered.states is not None, "probed when the model was taken in"
         return Outputs(gathered.states, result.logits if head else None)
 
@@ -334,6 +341,7 @@ class Backbone:
         context: Context | None,
         rows: Tensor | None = None,
         record: Record | None = None,
+        at: Tensor | None = None,
         run: nn.Module | None = None,
         **inputs: Any,
     ) -> Any:
@@ -344,6 +352,7 @@ class Backbone:
                 so; an encoder counts its own tokens, and a prefix takes none of its positions.
             context, rows: as in `read`.
             record: filled with the keys and values of these tokens.
+            at: `[B, S]` int64, the positions whose states are read; None for all.
             run: the part of the model that is run; all of it if not given.
         """
         if self._takes_positions and self.kind == "decoder":
@@ -353,10 +362,14 @@ class Backbone:
             # Given an index the model copies the positions it keeps; given a number it slices, and a product with a
             # slice would copy the LM head once for every row.
             inputs["logits_to_keep"] = torch.arange(max(0, length - keep), length, device=positions.device)
-        if context is not None or record is not None:
-            past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
-            inputs[KEYWORD] = Reading(self._site_of, positions, context, rows, record, past)
-        with recompute.recomputing(self._recomputed):
+        past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
+        reading = Reading(self._site_of, positions, context, rows, record, past)
+        narrow = at is not None and bool(self._products)
+        if context is not None or record is not None or narrow:
+            inputs[KEYWORD] = reading
+        with recompute.recomputing(self._recomputed), ExitStack() as stack:
+            if at is not None and narrow:
+                stack.enter_context(narrowed(self._products, at, length, lambda: reading.over))
             return (run or self.model)(**inputs)
 
 

@@ -84,6 +84,19 @@ def state_size(backbone: Backbone) -> int:
 
 
 @torch.no_grad()
+def narrows(backbone: Backbone) -> bool:
+    """Are states the same where the last layer is computed for them alone?"""
+    if backbone.kind == "encoder-decoder":
+        return False
+    inputs = backbone.embed(_rows(backbone)[0][None]).expand(2, -1, -1)
+    mask = torch.ones(2, _LENGTH, dtype=torch.bool, device=backbone.device)
+    at = torch.tensor([[0, _LENGTH - 1], [_PADDING, _PADDING]], device=backbone.device)
+    whole = backbone.outputs(inputs, mask, head=False).states.float()
+    narrow = backbone.outputs(inputs, mask, at=at, head=False).states.float()
+    return not _differ(backbone, narrow, whole.gather(1, at[..., None].expand_as(narrow)))
+
+
+@torch.no_grad()
 def lowers(backbone: Backbone) -> bool:
     """Does reading a context equal having it in the sequence?"""
     if not backbone.sites or _shifts_with_length(backbone.model, backbone.sites):
@@ -111,7 +124,7 @@ def _states(backbone: Backbone, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def _differ(backbone: Backbone, these: Tensor, those: Tensor, tolerance: float | None = None) -> bool:
-    """Whether states `[T, D]` differ by more than rounding, at the worst position; NaN does not count."""
+    """Whether states `[..., T, D]` differ by more than rounding, at the worst position; NaN does not count."""
     error = (these - those).square().mean(dim=-1).sqrt().max()
     return bool(error > (tolerance or _tolerance(backbone)) * these.std().clamp_min(1e-6))
 

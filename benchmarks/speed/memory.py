@@ -1,0 +1,59 @@
+"""How much memory work takes above the loaded model: in a process of its own, which does one side's work alone.
+
+    python -m benchmarks.speed.memory KEY SIDE DTYPE
+
+Prints bytes. Linux alone tells the peak of a stretch of time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+from transformers.utils import logging
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STEPS = 2
+
+
+def measured(key: str, side: str, dtype: str) -> int:
+    """In bytes, by a process of its own.
+
+    Raises:
+        RuntimeError: that process failed.
+    """
+    command = [sys.executable, "-m", "benchmarks.speed.memory", key, side, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return int(done.stdout.split()[-1])
+
+
+def kilobytes(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1])
+
+
+def main() -> None:
+    from benchmarks.speed.table import MEMORY
+    from benchmarks.speed.workbench import Workbench
+
+    key, side, dtype = sys.argv[1:]
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    work = MEMORY[key].make(Workbench(dtype)).sides[side]
+    gc.collect()
+    # What loading took and gave back must not be there to be taken again unseen.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = kilobytes("VmRSS")
+    RESET.write_text("5")
+    for _ in range(STEPS):
+        work()
+    print((kilobytes("VmHWM") - before) * 1024)
+
+
+if __name__ == "__main__":
+    main()
