@@ -19,6 +19,7 @@ from softprompt.learn.sources import Source
 from softprompt.learn.training import host
 from softprompt.prompts import PromptTuning
 from softprompt.prompts.head import Head, Headed
+from softprompt.prompts.several import Several
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from toys import ROWS, answered, learn_together, pairs, rows_of, task_of
@@ -125,6 +126,21 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_from_it(family, kind):
         head=None if head is None else Head.from_tensors(head.tensors()),
     )
     assert float(bench.added(student, teacher, bench.mine).detach()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_tasks_in_one_batch_are_compared_as_each_alone(family):
+    """Students read the whole row for a vector, and their teachers other rows: all are padded to these."""
+    benches = [Bench(family, kind) for kind in ("question-answering", "feature-extraction", "token-classification")]
+    students = [bench.student() for bench in benches]
+    rows = [(k, example) for k, bench in enumerate(benches) for example in bench.mine]
+    examples = [dict(zip(bench.mine, bench.theirs, strict=True)) for bench in benches]
+    teachers = Teachers(benches[0].forward, [b.teacher for b in benches], examples, [b.loss for b in benches], 0.7)
+    fillings = [Filling(student()) for student in students]
+    answers = benches[0].forward.answers([e for _, e in rows], fillings, [k for k, _ in rows], head=False)
+    alone = [b.added(student, b.teacher, b.theirs) for b, student in zip(benches, students, strict=True)]
+    together = teachers(answers, rows, Several(students))
+    assert float(together.detach()) == pytest.approx(sum(float(a.detach()) for a in alone) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize(("family", "kind"), pairs("llama", "bert", "t5"))

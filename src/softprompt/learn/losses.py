@@ -156,7 +156,10 @@ class SpanLoss(Loss):
     def choices(self, answers: Answers, head: Head | None) -> Tensor:
         """Of where each row's answer begins, and of where it ends, among the tokens that are read."""
         assert head is not None, "the task has one"
-        return among_read(head(answers.states), answers.targets).log_softmax(dim=1).transpose(1, 2).flatten(0, 1)
+        among = among_read(head(answers.states), answers.targets)
+        # Beside tasks that read more, rows are padded to these, and a teacher's maybe to others.
+        among = among[:, (answers.targets != IGNORED).any(dim=0)]
+        return among.log_softmax(dim=1).transpose(1, 2).flatten(0, 1)
 
 
 class LikenessLoss(Loss):
