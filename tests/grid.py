@@ -1,6 +1,6 @@
 """Every method on every family for every kind of task: what comes of it. `python tests/grid.py` writes docs/grid.md.
 
-A cell is green where a prompt can be learned, saved, loaded and answered with (see `check`), or holds what is said
+A cell is green where a prompt can be learned, saved, loaded and answered with (see `cells`), or holds what is said
 where it cannot. The table in the docs is what `test_grid.py` holds every cell against.
 """
 
@@ -8,38 +8,34 @@ from __future__ import annotations
 
 import gc
 import sys
-import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import reference
+import cells
 import tiny
-from softprompt import artifact
-from softprompt.answer.engine import Engine
-from softprompt.errors import RequestError
-from softprompt.learn.training import train
+from cells import GREEN
 from softprompt.prompts import (
     ContextAwarePromptTuning,
     HardPrompt,
-    Method,
     MultitaskPromptTuning,
     PrefixTuning,
     PromptTuning,
     PTuning,
 )
-from softprompt.text.task import OF_TOKENS, Kind, Task
-from toys import LABELS, ROWS
+from softprompt.text.task import Kind
 
-METHODS: dict[str, Method] = {
-    "hard prompt": HardPrompt(),
-    "prompt tuning": PromptTuning(tokens=3),
-    "prefix tuning": PrefixTuning(tokens=3),
-    "prefix tuning, MLP": PrefixTuning(tokens=2, projection=True, middle=8, init="random"),
-    "P-tuning": PTuning(tokens=3),
-    "multitask": MultitaskPromptTuning(tokens=3),
-    "context-aware": ContextAwarePromptTuning(examples=2),
+COLUMNS: Mapping[str, Callable[[str, Kind], str]] = {
+    "hard prompt": partial(cells.check, HardPrompt()),
+    "prompt tuning": partial(cells.check, PromptTuning(tokens=3)),
+    "prefix tuning": partial(cells.check, PrefixTuning(tokens=3)),
+    "prefix tuning, MLP": partial(cells.check, PrefixTuning(tokens=2, projection=True, middle=8, init="random")),
+    "P-tuning": partial(cells.check, PTuning(tokens=3)),
+    "multitask": partial(cells.check, MultitaskPromptTuning(tokens=3)),
+    "context-aware": partial(cells.check, ContextAwarePromptTuning(examples=2)),
+    "multitask, sources": cells.check_sources,
+    "multitask, from sources": cells.check_from_sources,
+    "ensemble of 2 (prompt tuning)": cells.check_ensemble,
 }
 FAMILIES = ("llama", "gpt2", "qwen3", "gemma3", "bloom", *tiny.ENCODERS, *tiny.ENCODER_DECODERS)
 KINDS: tuple[Kind, ...] = (
@@ -52,90 +48,17 @@ KINDS: tuple[Kind, ...] = (
     "feature-extraction",
 )
 TABLE = Path(__file__).parent.parent / "docs" / "grid.md"
-GREEN = "yes"
 
 _INTRODUCTION = """# Methods, families, tasks
 
 What can be learned on what, seen by the tests: for each cell a prompt was learned on a tiny random model of the family,
 the model stayed as it was to the last bit, the prompt moved, was saved and loaded, and answered rows of different
-lengths in one batch as it answered each alone. Where it says something else than *yes*, the note below the table is
+lengths in one batch as it answered each alone and, but for text, as the plain model answers one row with the prompt
+written into it. *Multitask* is one task from scratch; *sources* are two tasks that were trained together, each with a
+teacher, and *from sources* is a third that begins from these. The prompts of an ensemble answered together, by vote and
+by mean, what their own answers make. Where it says something else than *yes*, the note below the table is
 what softprompt says. Written by `make grid`; every cell is held against this page by `tests/test_grid.py`.
 """
-
-
-def task_of(kind: Kind, family: str) -> tuple[Task, list[dict[str, Any]]]:
-    """A small task of a kind, as a family can answer it, and rows."""
-    words = [row["text"].split() for row in ROWS]
-    answers: dict[str, list[Any]] = {
-        "token-classification": [[LABELS[len(word) % 2] for word in row] for row in words],
-        "question-answering": [row[-1] for row in words],
-        "multi-label": [[], ["sports"], LABELS, ["business"], [], LABELS],
-    }
-    rows = [
-        {**row, "label": answer}
-        for row, answer in zip(ROWS, answers.get(kind, [r["label"] for r in ROWS]), strict=False)
-    ]
-    encoder = family in tiny.ENCODERS and kind != "generation"
-    place = "\nTopic: {mask}" if encoder else "\nTopic: {label}"
-    template = "Article: {text}" + (place if kind in ("classification", "multi-label", "generation") else "")
-    labels = None if kind in ("generation", "question-answering", "feature-extraction") else LABELS
-    return Task(template, labels, kind=kind, none="won"), rows
-
-
-def check(method: Method, family: str, kind: Kind) -> str:
-    """Goes through a cell; returns `GREEN`, or what is refused and what to use instead.
-
-    Raises:
-        AssertionError: something that was not refused does not hold.
-    """
-    backbone = reference.backbone(family)
-    before = {name: t.clone() for name, t in backbone.model.state_dict().items()}
-    task, rows = task_of(kind, family)
-    learns = method.LEARNS or bool(task.outputs)
-    options: dict[str, Any] = {"steps": 2, "batch_size": 4, "learning_rate": 0.05} if learns else {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prompt"
-        try:
-            result = train(backbone, task, method, rows, output=path, progress=False, **options)
-        except RequestError as refused:
-            if not refused.instead:
-                raise AssertionError(f"{method} on {family} for {kind}: what to do instead is not said") from refused
-            return f"{refused.what}. {refused.instead}"
-        loaded = artifact.load(path, backbone, training=learns)
-    assert all(torch.equal(before[name], t) for name, t in backbone.model.state_dict().items())
-    if learns:
-        assert loaded.state is not None
-        now = loaded.tensors()
-        moved = [bool((now[name] != start).any()) for name, start in loaded.state.start.items() if start.numel()]
-        # Where the encoder's states are read, a prefix of the decoder is never looked at.
-        idle = family in tiny.ENCODER_DECODERS and kind in {*OF_TOKENS, "feature-extraction"}
-        assert any(moved) if idle else all(moved) and moved
-    engine = Engine(backbone)
-    engine.add("kept", result.prompt)
-    engine.add("loaded", loaded)
-    requests = [("loaded", row) for row in rows[:4]]
-    together = engine.answer([*requests, *(("kept", row) for row in rows[:4])], max_new_tokens=3)
-    for number, request in enumerate(requests):
-        (alone,) = engine.answer([request], max_new_tokens=3)
-        for answer in (together[number], together[number + 4]):
-            assert_alike(answer, alone)
-    return GREEN
-
-
-def assert_alike(these: Any, those: Any) -> None:
-    """Two answers are the same, up to rounding."""
-    assert type(these) is type(those)
-    for name, one in vars(these).items():
-        one, other = _numbers(one), _numbers(vars(those)[name])
-        if isinstance(one, torch.Tensor):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-        else:
-            assert one == other, name
-
-
-def _numbers(value: Any) -> Any:
-    values = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else [value]
-    return torch.tensor(values) if values and all(isinstance(v, float) for v in values) else value
 
 
 def write() -> None:
@@ -143,18 +66,18 @@ def write() -> None:
     from tqdm import tqdm
 
     gc.freeze()
-    parts, cells = [_INTRODUCTION], len(KINDS) * len(FAMILIES) * len(METHODS)
-    with tqdm(desc="Cells", total=cells, unit="cell") as progress:
+    parts, total = [_INTRODUCTION], len(KINDS) * len(FAMILIES) * len(COLUMNS)
+    with tqdm(desc="Cells", total=total, unit="cell") as progress:
         for kind in KINDS:
             notes: list[str] = []
-            lines = [f"| {kind} | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|"]
+            lines = [f"| {kind} | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
             for family in FAMILIES:
                 row = [family]
-                for method in METHODS.values():
+                for column in COLUMNS:
                     try:
-                        found = _general(check(method, family, kind), family)
+                        found = cell(column, family, kind)
                     except Exception as cause:
-                        cause.add_note(f"{method} on {family} for {kind}")
+                        cause.add_note(f"{column} on {family} for {kind}")
                         raise
                     if found != GREEN and found not in notes:
                         notes.append(found)
@@ -167,12 +90,13 @@ def write() -> None:
     TABLE.write_text("\n".join(parts), encoding="utf-8")
 
 
-def _general(found: str, family: str) -> str:
-    return found.replace(f"tiny-{family}", "the model")
+def cell(column: str, family: str, kind: Kind) -> str:
+    """What comes of it, as the page says it."""
+    return COLUMNS[column](family, kind).replace(f"tiny-{family}", "the model")
 
 
 def written() -> dict[tuple[str, str, str], str]:
-    """What the page says of each method, family and kind."""
+    """What the page says of each column, family and kind."""
     found = {}
     for section in TABLE.read_text(encoding="utf-8").split("\n## ")[1:]:
         lines = section.splitlines()
@@ -180,8 +104,8 @@ def written() -> dict[tuple[str, str, str], str]:
         notes = {line.partition(". ")[0]: line.partition(". ")[2] for line in lines if line[:1].isdigit()}
         rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
         for row in rows[1:]:
-            for method, cell in zip(rows[0][1:], row[1:], strict=True):
-                found[method, row[0], kind] = notes[cell.strip("[]")] if cell.startswith("[") else cell
+            for column, said in zip(rows[0][1:], row[1:], strict=True):
+                found[column, row[0], kind] = notes[said.strip("[]")] if said.startswith("[") else said
     return found
 
 

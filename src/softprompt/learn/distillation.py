@@ -19,13 +19,15 @@ from softprompt.text.examples import Example
 class Teachers:
     """The distance of a batch's answers to those that a teacher prompt for each task gives to the same rows.
 
-    Per task `KL(teacher || student)`, the mean over its answers' positions, plus the mean squared difference of the
-    last hidden states there; the sum is weighted by each task's share of the rows, and by `weight`.
+    Per task `KL(teacher || student)`, the mean over all that is chosen in its answers, plus the mean squared difference
+    of the last hidden states there; the sum is weighted by each task's share of the rows, and by `weight`.
 
     The paper's student and teacher are a T5: its distributions are over the vocabulary at the decoder's positions, and
-    its hidden states are the decoder's. Here, too, they are those of the answer, in whatever kind of model. Deviation:
-    where the loss of a task is among its label words alone, so is the distribution; the rest of the vocabulary is then
-    nothing that its teacher was trained on.
+    its hidden states are the decoder's. Here, too, they are those of the answer, in whatever kind of model. Deviations:
+    what is chosen is what the loss of a task, and so its teacher's training, is about; see `Loss.choices`. Where that
+    is among the label words alone, so is the distribution; where several labels apply, it is yes or no for each; of a
+    head it is over labels, or over the tokens where an answer begins, and ends. A vector is no choice: what is compared
+    of feature extraction is the mean squared difference alone, of the rows' vectors.
 
     Args:
         forward: carries rows through the backbone.
@@ -52,18 +54,20 @@ class Teachers:
     def __call__(self, student: Answers, rows: Sequence[Row], parametrization: Parametrization) -> Tensor:
         """A scalar, float32, with gradients to the student alone."""
         tasks = sorted({task for task, _ in rows})
+        asked = [self._examples[task][example] for task, example in rows]
+        head = any(self._losses[task].IN_WORDS for task in tasks)
         with torch.no_grad():
-            asked = [self._examples[task][example] for task, example in rows]
-            head = any(self._losses[task].IN_WORDS for task in tasks)
             teacher = self._forward.answers(asked, self._fillings, [task for task, _ in rows], head=head)
         total = torch.zeros((), device=student.states.device)
         for task in tasks:
             own = [i for i, (other, _) in enumerate(rows) if other == task]
             loss, mine, theirs = self._losses[task], student.of(own), teacher.of(own)
-            answered = loss.answered(mine)
-            learned = loss.log_probabilities(mine, answered, parametrization.head_for(task))
-            taught = loss.log_probabilities(theirs, answered, self._heads[task])
-            divergence = F.kl_div(learned, taught, reduction="batchmean", log_target=True)
-            states = F.mse_loss(mine.states[answered].float(), theirs.states[answered].float())
-            total = total + len(own) / len(rows) * (divergence + states)
+            with torch.no_grad():
+                states = loss.states(theirs, [asked[i] for i in own])
+                taught = loss.choices(theirs, self._heads[task])
+            distance = F.mse_loss(loss.states(mine, [rows[i][1] for i in own]), states)
+            learned = loss.choices(mine, parametrization.head_for(task))
+            if learned is not None and taught is not None:
+                distance = F.kl_div(learned, taught, reduction="batchmean", log_target=True) + distance
+            total = total + len(own) / len(rows) * distance
         return self._weight * total

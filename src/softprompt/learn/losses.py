@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from softprompt.learn.settings import Settings
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Answers
-from softprompt.run.loss import answer_loss, label_loss, likeness_loss, odds_loss, span_loss
+from softprompt.run.loss import among_read, answer_loss, label_loss, likeness_loss, odds_loss, span_loss
 from softprompt.run.score import means, odds
 from softprompt.text.batch import IGNORED
 from softprompt.text.examples import Example
@@ -28,9 +28,6 @@ class Loss(ABC):
     IN_WORDS: ClassVar[bool] = True
     """Whether it looks at logits, and not at states alone."""
 
-    TAUGHT: ClassVar[bool] = False
-    """Whether its answers are a distribution at each of some positions, which a teacher's can be compared with."""
-
     @abstractmethod
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         """Mean over the rows, a scalar, float32.
@@ -41,13 +38,17 @@ class Loss(ABC):
             head: the trained head, where the task has one.
         """
 
-    def answered(self, answers: Answers) -> Tensor:
-        """`[B, S]` bool, where something is answered."""
-        return answers.targets != IGNORED
+    @abstractmethod
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        """`[N, D]` float32, what of the states a teacher's are compared with; arguments as in `rows`."""
 
-    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
-        """`[N, C]` float32 of the N positions where something is answered; of losses that are `TAUGHT`."""
-        raise NotImplementedError
+    @abstractmethod
+    def choices(self, answers: Answers, head: Head | None) -> Tensor | None:
+        """`[N, C]` float32: the log-probabilities of N choices among C, which a teacher's are compared with.
+
+        Where some are among fewer, what is none of theirs has a log-probability as low as a number can be. None where
+        an answer is no choice at all.
+        """
 
     def tokens(self, logits: Tensor, tokens: Sequence[int]) -> Tensor:
         """Of each of A tokens of the prompt itself, `[A]` float32, from logits `[A, V]`."""
@@ -62,12 +63,14 @@ class AnswerLoss(Loss):
         words: the first token of each label word, where the loss is among these alone; None for the whole vocabulary.
     """
 
-    TAUGHT: ClassVar[bool] = True
-
     words: tuple[int, ...] | None = None
 
-    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
-        logits = _logits(answers)[answered]
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        return answers.states[answers.targets != IGNORED].float()
+
+    def choices(self, answers: Answers, head: Head | None) -> Tensor:
+        """Of each token of an answer."""
+        logits = _logits(answers)[answers.targets != IGNORED]
         if self.words is not None:
             logits = logits[:, torch.tensor(self.words, device=logits.device)]
         return logits.float().log_softmax(dim=-1)
@@ -98,6 +101,14 @@ class MultiLabelLoss(Loss):
             row[list(example.labels)] = True
         return odds_loss(found, applies)
 
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        return answers.states[:, -1].float()
+
+    def choices(self, answers: Answers, head: Head | None) -> Tensor:
+        """Yes or no, of each label of each row."""
+        found = odds(_logits(answers), self.verbalizer).flatten()
+        return torch.stack([F.logsigmoid(found), F.logsigmoid(-found)], dim=-1)
+
 
 @dataclass(frozen=True)
 class LabelHeadLoss(Loss):
@@ -108,20 +119,19 @@ class LabelHeadLoss(Loss):
     """
 
     IN_WORDS: ClassVar[bool] = False
-    TAUGHT: ClassVar[bool] = True
 
     one_a_row: bool
 
-    def answered(self, answers: Answers) -> Tensor:
-        if not self.one_a_row:
-            return super().answered(answers)
-        found = torch.zeros_like(answers.targets, dtype=torch.bool)
-        found[:, -1] = True
-        return found
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        return self._read(answers).float()
 
-    def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
+    def choices(self, answers: Answers, head: Head | None) -> Tensor:
+        """Of each row's label, or of each word's."""
         assert head is not None, "the task has one"
-        return head(answers.states[answered]).log_softmax(dim=-1)
+        return head(self._read(answers)).log_softmax(dim=-1)
+
+    def _read(self, answers: Answers) -> Tensor:
+        return answers.states[:, -1] if self.one_a_row else answers.states[answers.targets != IGNORED]
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         assert head is not None, "the task has one"
@@ -140,6 +150,17 @@ class SpanLoss(Loss):
         assert head is not None, "the task has one"
         return span_loss(head(answers.states), answers.targets)
 
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        return answers.states[answers.targets != IGNORED].float()
+
+    def choices(self, answers: Answers, head: Head | None) -> Tensor:
+        """Of where each row's answer begins, and of where it ends, among the tokens that are read."""
+        assert head is not None, "the task has one"
+        among = among_read(head(answers.states), answers.targets)
+        # Beside tasks that read more, rows are padded to these, and a teacher's maybe to others.
+        among = among[:, (answers.targets != IGNORED).any(dim=0)]
+        return among.log_softmax(dim=1).transpose(1, 2).flatten(0, 1)
+
 
 class LikenessLoss(Loss):
     """Rows that have something in common attract each other."""
@@ -148,6 +169,13 @@ class LikenessLoss(Loss):
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         return likeness_loss(means(answers, examples), _labels(answers, examples))
+
+    def states(self, answers: Answers, examples: Sequence[Example]) -> Tensor:
+        """Each row's vector: templates of another length read as many states as they have tokens."""
+        return means(answers, examples)
+
+    def choices(self, answers: Answers, head: Head | None) -> None:
+        return None
 
 
 def loss_for(settings: Settings, task: Task, verbalizer: Verbalizer | None) -> Loss:

@@ -128,8 +128,6 @@ def train_sources(
     check_place(output, overwrite=overwrite, resume=resume)
     members = [Member(backbone, source.task, method, settings, name) for name, source in sources.items()]
     _check_lengths(members)
-    if distill:
-        _check_taught(members)
     for member, source in zip(members, sources.values(), strict=True):
         _read(member, source)
     _check_eval_rows(members)
@@ -233,16 +231,6 @@ def _check_lengths(members: Sequence[Member]) -> None:
                 f"{first.maker.virtual}",
                 where=f"source {member.name}",
                 instead="What tasks share has one length: give their slots as many in all.",
-            )
-
-
-def _check_taught(members: Sequence[Member]) -> None:
-    for member in members:
-        if not member.loss.TAUGHT:
-            raise SettingsError(
-                f"a {member.task.kind} is not learned from a teacher's answers",
-                where=f"source {member.name}",
-                instead="Train without teachers: distill=0 (--distill 0).",
             )
 
 

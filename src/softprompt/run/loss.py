@@ -54,13 +54,16 @@ def span_loss(outputs: Tensor, targets: Tensor) -> Tensor:
         outputs: `[B, S, 2]` of a head: how much a token looks like a beginning, and like an end.
         targets: `[B, S]` int64, `BEGINS` and `ENDS` added up; `IGNORED` where a row has no token or no answer.
     """
-    nothing = (targets == IGNORED)[..., None]
-    targets = targets.clamp_min(0)
+    among, targets = among_read(outputs, targets), targets.clamp_min(0)
     rows = (targets & BEGINS).any(dim=1) & (targets & ENDS).any(dim=1)
     if not bool(rows.any()):
         return outputs.float().sum() * 0
-    outputs = outputs.masked_fill(nothing, torch.finfo(outputs.dtype).min)
-    return (_at(outputs[rows, :, 0], targets[rows] & BEGINS) + _at(outputs[rows, :, 1], targets[rows] & ENDS)) / 2
+    return (_at(among[rows, :, 0], targets[rows] & BEGINS) + _at(among[rows, :, 1], targets[rows] & ENDS)) / 2
+
+
+def among_read(outputs: Tensor, targets: Tensor) -> Tensor:
+    """`[B, S, 2]`: the outputs, as low as can be where a row has no token; arguments as in `span_loss`."""
+    return outputs.masked_fill((targets == IGNORED)[..., None], torch.finfo(outputs.dtype).min)
 
 
 def _at(outputs: Tensor, chosen: Tensor) -> Tensor:
