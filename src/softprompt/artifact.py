@@ -92,6 +92,11 @@ class SavedPrompt:
         """Size of what serving needs, in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors().values())
 
+    @property
+    def inside(self) -> bool:
+        """Whether it stands inside the attention."""
+        return self.values.inside is not None
+
     def tensors(self) -> dict[str, Tensor]:
         """What serving needs, by name: the values, and the head where there is one."""
         head = {} if self.head is None else {_HEAD + name: t for name, t in self.head.tensors().items()}

@@ -113,10 +113,11 @@ class Engine:
         self._entries[name] = entry
 
     def _taken_in(self, saved: SavedPrompt) -> Entry:
-        maker, writer = example_maker(self.backbone, saved.task), None
+        maker, writer = example_maker(self.backbone, saved.task, inside=saved.inside), None
         if isinstance(saved.task.template.target, Target):
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
-            writer = example_maker(self.backbone, Task(saved.task.template, max_length=saved.task.max_length))
+            spoken = Task(saved.task.template, max_length=saved.task.max_length)
+            writer = example_maker(self.backbone, spoken, inside=saved.inside)
         return Entry(saved, maker, writer, Filling(saved.values, {}))
 
     def remove(self, name: str) -> None:

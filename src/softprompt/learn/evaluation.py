@@ -78,7 +78,7 @@ class Measured:
 
     @classmethod
     def of(cls, backbone: Backbone, prompt: SavedPrompt, rows: Sequence[Mapping[str, Any]]) -> Measured:
-        maker = example_maker(backbone, prompt.task)
+        maker = example_maker(backbone, prompt.task, inside=prompt.inside)
         return cls(maker, maker.all(rows), Filling(prompt.values, {}), prompt.head)
 
 

@@ -149,7 +149,7 @@ def _examples(student: Member, teacher: SavedPrompt) -> dict[Example, Example]:
     Where two rows look alike to the student, its teacher reads the last of them.
     """
     where = f"the teacher of {student.name}"
-    maker = example_maker(student.backbone, teacher.task)
+    maker = example_maker(student.backbone, teacher.task, inside=teacher.inside)
     try:
         own = maker.all(student.rows)
     except SoftpromptError as error:

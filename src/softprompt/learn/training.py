@@ -208,7 +208,7 @@ class Member:
         self.backbone, self.method, self.settings, self.name = backbone, method, settings, name
         self.worked = worked
         self.task = resolve_task(task, method, worked)
-        self.maker = example_maker(backbone, self.task)
+        self.maker = example_maker(backbone, self.task, inside=method.INSIDE)
         self.learns = method.LEARNS or bool(task.outputs)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE or HEAD_LEARNING_RATE
         self.rows: Sequence[Mapping[str, Any]] = ()

@@ -66,6 +66,8 @@ class ExampleMaker:
         positions: int | None = None,
         kind: BackboneKind = "decoder",
         decoder_start: int = 0,
+        *,
+        inside: bool = False,
     ) -> None:
         """
         Args:
@@ -74,6 +76,7 @@ class ExampleMaker:
             kind: of the model. Only decoders write the answer behind the row; encoders and encoder-decoders are given
                 what the tokenizer puts behind a text.
             decoder_start: how many tokens a decoder of its own reads before the answer.
+            inside: whether the virtual tokens stand inside the attention, where only a decoder counts them as positions.
 
         Raises:
             TemplateError: a model of this kind does not answer where the template says.
@@ -92,13 +95,14 @@ class ExampleMaker:
         by_words = task.kind in SPOKEN and bool(task.labels)
         opens = kind == "encoder-decoder"
         self.verbalizer = Verbalizer(task, self._tokenizer, answer_opens=opens) if by_words else None
-        bounds = [b for b in (task.max_length, positions) if b is not None]
-        self.limit = min(bounds) if bounds else None
         # What is written last is never read.
         self._may_write = positions - decoder_start + 1 if opens and positions is not None else None
         self._pieces = self._fixed_pieces()
         self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
         self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
+        uncounted = self.virtual if inside and kind != "decoder" else 0
+        bounds = (task.max_length, None if positions is None else positions + uncounted)
+        self.limit = min((b for b in bounds if b is not None), default=None)
         self._check_limit(self._answer_length(()), None)
 
     def _check_places(self) -> None:
