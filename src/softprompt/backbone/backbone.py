@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbone import loading, recompute, trials
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
@@ -291,6 +292,7 @@ class Backbone:
         *,
         at: Tensor | None = None,
         decoder_ids: Tensor | None = None,
+        encoded: Tensor | None = None,
         head: bool = True,
         record: Record | None = None,
     ) -> Outputs:
@@ -301,10 +303,15 @@ class Backbone:
             at: `[B, S]` int64, the columns whose states are read and go through the head; None for all.
             decoder_ids: `[B, S]` int64, what an encoder-decoder's decoder reads: its states are then the outputs, all
                 of them. Without it they are those of the encoder.
+            encoded: `[B, T, D]`, what the encoder has made of `inputs_embeds` already: it is not run again.
             head: whether logits are wanted.
             record: filled with the keys and values of these tokens.
         """
-        inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds.to(self.dtype), "attention_mask": mask.long()}
+        inputs: dict[str, Any] = {"attention_mask": mask.long()}
+        if encoded is None:
+            inputs["inputs_embeds"] = inputs_embeds.to(self.dtype)
+        else:
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
         encoder_alone = self.kind == "encoder-decoder" and decoder_ids is None
         if self.kind == "encoder-decoder":
             length = mask.shape[1] if decoder_ids is None else decoder_ids.shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,32 @@ class Answers:
         picked = list(rows)
         logits = None if self.logits is None else self.logits[picked]
         return Answers(self.states[picked], logits, self.targets[picked], self.asked)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder made of B rows.
+
+    Attributes:
+        states: `[B, T, D]`.
+        inputs_embeds, mask, context, rows: as in `Prepared`.
+    """
+
+    inputs_embeds: Tensor
+    mask: Tensor
+    states: Tensor
+    context: Context | None
+    rows: Tensor | None
+
+    def of(self, rows: Sequence[int]) -> Encoded:
+        """Those of some rows, which may stand there more than once."""
+        picked = torch.tensor(rows, device=self.mask.device)
+        entries = self.rows
+        if entries is not None:
+            entries = entries[picked]
+        elif self.context is not None and self.context.size > 1:
+            entries = picked  # one for each row
+        return Encoded(self.inputs_embeds[picked], self.mask[picked], self.states[picked], self.context, entries)
 
 
 @dataclass(frozen=True)
@@ -150,6 +176,37 @@ class Forward:
             p.inputs_embeds, p.mask, p.context, p.rows, at=p.at, decoder_ids=p.decoder_ids, head=head
         )
         return Answers(outputs.states, outputs.logits, p.targets, p.asked)
+
+    def encode(
+        self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
+    ) -> Encoded:
+        """What the encoder of an encoder-decoder makes of rows, whatever their answers; arguments as in `prepare`."""
+        p = self.prepare([replace(e, target=()) for e in examples], fillings, which)
+        states = self.backbone.outputs(p.inputs_embeds, p.mask, p.context, p.rows, head=False).states
+        return Encoded(p.inputs_embeds, p.mask, states, p.context, p.rows)
+
+    def decode(self, encoded: Encoded, rows: Sequence[int], targets: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Logits `[N, S, V]` and the answers `[N, S]`, of N answers to encoded rows.
+
+        Args:
+            encoded: the rows.
+            rows: for each answer its row.
+            targets: the answers.
+        """
+        batch = Batch.of([(0,)] * len(rows), targets, decoder_start=self.backbone.decoder_start)
+        batch = batch.to(self.backbone.device)
+        own = encoded.of(rows)
+        outputs = self.backbone.outputs(
+            own.inputs_embeds,
+            own.mask,
+            own.context,
+            own.rows,
+            at=batch.at,
+            decoder_ids=batch.decoder_ids,
+            encoded=own.states,
+        )
+        assert outputs.logits is not None, "an encoder-decoder has an LM head, or it would not have been taken in"
+        return outputs.logits, batch.targets
 
     def _batch(self, examples: Sequence[Example], plans: Sequence[Plan]) -> Batch:
         """The rows as they are run. All of them are answered in one way: written, or read at positions of theirs."""
