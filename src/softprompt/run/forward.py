@@ -31,6 +31,7 @@ class Prepared:
         mask: `[B, T]` bool.
         at, targets: `[B, S]` int64; see `Batch`.
         decoder_ids: `[B, U]` int64, or None; see `Batch`.
+        segments: `[B, T]` int64, or None; see `Batch`.
         context: what stands before the rows, or None.
         rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
         asked: for each prompt `[A, V]` logits at the virtual tokens it asks about; see `Filling`.
@@ -41,6 +42,7 @@ class Prepared:
     at: Tensor
     targets: Tensor
     decoder_ids: Tensor | None
+    segments: Tensor | None
     context: Context | None
     rows: Tensor | None
     asked: tuple[Tensor, ...]
@@ -152,7 +154,9 @@ class Forward:
         context, rows, asked = self._before(plans, fillings, which)
         batch = self._batch(examples, plans)
         inputs = self._embed(batch, fillings, which)
-        return Prepared(inputs, batch.mask, batch.at, batch.targets, batch.decoder_ids, context, rows, asked)
+        return Prepared(
+            inputs, batch.mask, batch.at, batch.targets, batch.decoder_ids, batch.segments, context, rows, asked
+        )
 
     def __call__(
         self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
@@ -173,7 +177,14 @@ class Forward:
         """What the model answers; `head` tells whether logits are wanted, the rest as in `prepare`."""
         p = self.prepare(examples, fillings, which)
         outputs = self.backbone.outputs(
-            p.inputs_embeds, p.mask, p.context, p.rows, at=p.at, decoder_ids=p.decoder_ids, head=head
+            p.inputs_embeds,
+            p.mask,
+            p.context,
+            p.rows,
+            at=p.at,
+            decoder_ids=p.decoder_ids,
+            segments=p.segments,
+            head=head,
         )
         return Answers(outputs.states, outputs.logits, p.targets, p.asked)
 
@@ -211,14 +222,17 @@ class Forward:
     def _batch(self, examples: Sequence[Example], plans: Sequence[Plan]) -> Batch:
         """The rows as they are run. All of them are answered in one way: written, or read at positions of theirs."""
         reads: list[Sequence[int] | None] = []
+        seconds: list[int | None] = []
         for example, p in zip(examples, plans, strict=True):
             before = len(example.tokens) - len(p.row)
             reads.append(None if example.reads is None else [i - before for i in example.reads])
+            seconds.append(None if example.second_at is None else example.second_at - before)
         writes = any(e.reads is None for e in examples)
         return Batch.of(
             [p.row for p in plans],
             [e.target for e in examples],
             reads,
+            seconds if self.backbone.marks_segments else (),
             decoder_start=self.backbone.decoder_start if writes else (),
             in_front=self.backbone.pads_in_front,
         ).to(self.backbone.device)

@@ -37,6 +37,7 @@ class Example:
         labels: positions of all the labels that apply.
         spans: for each of `reads` the part of the field's text it stands for, of a question's answer.
         words: for each of `reads` the number of the field's word it stands for, of words that are labelled.
+        second_at: where the second segment begins, behind the first `{sep}`; None where nothing stands behind it.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +49,7 @@ class Example:
     labels: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     words: tuple[int, ...] = ()
+    second_at: int | None = None
 
 
 class ExampleMaker:
@@ -76,7 +78,7 @@ class ExampleMaker:
             kind: of the model. Only decoders write the answer behind the row; encoders and encoder-decoders are given
                 what the tokenizer puts behind a text.
             decoder_start: how many tokens a decoder of its own reads before the answer.
-            inside: whether the virtual tokens stand inside the attention, where only a decoder counts them as positions.
+            inside: whether the virtual tokens stand inside the attention, where only a decoder gives them positions.
 
         Raises:
             TemplateError: a model of this kind does not answer where the template says.
@@ -157,6 +159,7 @@ class ExampleMaker:
         segments, own = self.task.template.segments, self._tokenizer
         pieces: list[tuple[int, ...] | Field] = [] if Start() in segments else [own.start]
         self._mask_piece = self._start_piece = 0
+        self._stop_piece: int | None = None
         virtual = 0
         for segment in segments:
             match segment:
@@ -170,6 +173,7 @@ class ExampleMaker:
                     self._start_piece = len(pieces)
                     pieces.append(own.start)
                 case Stop():
+                    self._stop_piece = len(pieces) if self._stop_piece is None else self._stop_piece
                     pieces.append(own.stop)
                 case Mask():
                     assert own.mask is not None, "checked before"
@@ -249,6 +253,7 @@ class ExampleMaker:
             labels=answer.labels,
             spans=spans,
             words=words,
+            second_at=self._second_at(begins, len(tokens)),
         )
 
     def fill(
@@ -373,6 +378,13 @@ class ExampleMaker:
             return (begins[self._start_piece],)
         real = tuple(i for i, token in enumerate(tokens) if token >= 0)
         return (real[:1] if task.kind == "sequence-classification" else real) or (last,)
+
+    def _second_at(self, begins: Sequence[int], length: int) -> int | None:
+        """Where the second segment of a row of so many tokens begins, given where its pieces do."""
+        if self._stop_piece is None:
+            return None
+        behind = begins[self._stop_piece] + len(self._tokenizer.stop)
+        return behind if behind < length else None
 
     def _answer_length(self, target: Sequence[int], room_for: int = 1) -> int:
         """Tokens of an answer in words; the same for every label, so that what is cut gives none away."""
