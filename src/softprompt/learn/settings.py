@@ -58,6 +58,9 @@ class Settings:
     MEASURING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes", "seed")
     """What matters where nothing is learned, too."""
 
+    COMPUTING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes")
+    """What decides how much is computed or kept at once, and nothing about the outcome but its rounding."""
+
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seed", "eval_every", "eval_batch_size", "cache_bytes"):
             value = getattr(self, name)
@@ -109,6 +112,10 @@ class Settings:
     def facts(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
         return asdict(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """Those of `facts` that decide about the outcome."""
+        return {name: value for name, value in self.facts().items() if name not in self.COMPUTING}
 
     @classmethod
     def known(cls) -> tuple[str, ...]:

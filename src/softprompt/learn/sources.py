@@ -21,7 +21,7 @@ from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
 from softprompt.learn.teachers import Given, Teaching, teacher_settings
 from softprompt.learn.training import Member, host, with_heads
-from softprompt.prompts.method import Method, Parametrization, shares_nothing
+from softprompt.prompts.method import Method, Parametrization, count, shares_nothing
 from softprompt.run.forward import Forward
 from softprompt.text.task import Task
 
@@ -151,18 +151,25 @@ def train_sources(
         more = teaching.prepare(forward, folder, resume=resume) if teaching else None
         return Objective(forward, [member.loss for member in members], more)
 
+    built = _built(members, settings.seed)
+
     def together(prompts: Sequence[SavedPrompt]) -> SavedPrompts:
         taught = teaching.prompts if teaching else {}
         return SavedPrompts(
             "sources",
             dict(zip(sources, prompts, strict=True)),
-            {**settings.facts(), **facts, "teachers": {name: dict(t.metrics) for name, t in taught.items()}},
+            {
+                **settings.facts(),
+                **facts,
+                "teachers": {name: dict(t.metrics) for name, t in taught.items()},
+                "trained_parameters_of_all_tasks": count(list(built.parameters())),
+            },
             average([prompt.metrics for prompt in prompts]),
         )
 
     run = Run(
         members=members,
-        parametrization=_built(members, settings.seed),
+        parametrization=built,
         forward=forward,
         draw=Mixed(rows, settings.batch_size, settings.seed, mixing_limit),
         settings=settings,

@@ -84,7 +84,8 @@ def train(
             is through.
         overwrite: replace a prompt that stands there.
         resume: go on from the last checkpoint of an interrupted run with the same settings and rows; the outcome is
-            that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
+            that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint. What
+            decides nothing but rounding (`eval_batch_size`, `cache_bytes`) may be changed.
         progress: show progress bars.
         callbacks: of transformers' Trainer: trackers, early stopping.
         start: a saved prompt of the same method to begin from, instead of the method's own start; or a folder of

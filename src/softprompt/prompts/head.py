@@ -97,6 +97,10 @@ class Headed(Parametrization):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return self.prompt.groups() | {"head": list(self.heads.parameters())}
 
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        head = self.head_for(task)
+        return self.prompt.learned_by(task) + ([] if head is None else list(head.parameters()))
+
     def rates(self) -> dict[str, float]:
         return self.prompt.rates() | {"head": self.rate}
 

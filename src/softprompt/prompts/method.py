@@ -90,6 +90,10 @@ class Parametrization(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by name of group; a learning rate may be given for each."""
 
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        """The parameters that the prompt of a task is learned by; some of them may be other tasks', too."""
+        return [p for group in self.groups().values() for p in group]
+
     def rates(self) -> dict[str, float]:
         """For groups that are trained faster or slower than the learning rate says: by how many times."""
         return {}

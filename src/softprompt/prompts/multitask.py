@@ -108,6 +108,9 @@ class _Decomposed(Parametrization):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"shared": [self.shared], "factors": [*self.left, *self.right]}
 
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        return [self.shared, self.left[task], self.right[task]]
+
     def rates(self) -> dict[str, float]:
         return {"factors": self.factor_rate}
 
