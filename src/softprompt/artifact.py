@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ FORMAT = 1
 MANIFEST, PROMPT, TRAINING, CARD = "prompt.json", "prompt.safetensors", "training.safetensors", "README.md"
 COLLECTION = "prompts.json"
 """What a folder of several prompts has instead of a manifest; see `softprompt.collection`."""
+_LOG = logging.getLogger("softprompt")
 _START = "start."
 _PARAMETERS = "parameters."
 _HEAD = "head."
@@ -101,6 +103,30 @@ class SavedPrompt:
         """What serving needs, by name: the values, and the head where there is one."""
         head = {} if self.head is None else {_HEAD + name: t for name, t in self.head.tensors().items()}
         return self.values.tensors() | head
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights of the backbone were kept in fewer bits while training, as `Backbone.load` calls it."""
+        found = self.training.get("quantization")
+        return found if isinstance(found, str) else None
+
+    def note_quantization(self, backbone: Backbone, name: str) -> bool:
+        """Warn, and tell, where it was learned before quantised weights and the backbone's are whole, or the other way.
+
+        Args:
+            name: how the warning calls the prompt.
+        """
+        then, now = ("quantised" if q else "whole" for q in (self.training.get("quantized"), backbone.quantized))
+        differs = "quantized" in self.training and then != now
+        if differs:
+            _LOG.warning(
+                "%s: it was learned before %s weights, and those of %s are %s: it may be worse than was measured.",
+                name,
+                then,
+                backbone.name or "this model",
+                now,
+            )
+        return differs
 
     def check(self, backbone: Backbone, name: str) -> None:
         """See that the prompt belongs to a backbone.

@@ -54,13 +54,17 @@ class SavedPrompts:
     def __post_init__(self) -> None:
         if len(self.members) < 2:
             raise ArtifactError(f"there is no {self.kind} of {len(self.members)} prompts; it takes two or more")
-        for what, found in (
-            ("backbone", {m.backbone_fingerprint for m in self.members.values()}),
-            ("tokenizer", {m.tokenizer_fingerprint for m in self.members.values()}),
-            ("labels", {_answers(m.task) for m in self.members.values()} if self.kind == "ensemble" else {None}),
-        ):
-            if len(found) > 1:
-                raise ArtifactError(f"the prompts of one {self.kind} are not of one {what}")
+        first = next(iter(self.members))
+        for name, other in self.members.items():
+            for what, mine, theirs in (
+                ("backbone", self.first.backbone_fingerprint, other.backbone_fingerprint),
+                ("tokenizer", self.first.tokenizer_fingerprint, other.tokenizer_fingerprint),
+                *([("labels", _answers(self.task), _answers(other.task))] if self.kind == "ensemble" else []),
+            ):
+                if mine != theirs:
+                    raise ArtifactError(
+                        f"the prompts of one {self.kind} are not of one {what}: {name!r} differs from {first!r}"
+                    )
 
     @property
     def first(self) -> SavedPrompt:
@@ -79,6 +83,10 @@ class SavedPrompts:
     @property
     def dtype(self) -> str:
         return self.first.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        return self.first.quantization
 
     @property
     def nbytes(self) -> int:
@@ -104,6 +112,42 @@ class SavedPrompts:
         """See that the prompts belong to a backbone; as `SavedPrompt.check`."""
         for member, prompt in self.members.items():
             prompt.check(backbone, f"{name}/{member}")
+
+    def note_quantization(self, backbone: Backbone, name: str) -> bool:
+        """As `SavedPrompt.note_quantization`, of the first for which it holds."""
+        return any(prompt.note_quantization(backbone, f"{name}/{member}") for member, prompt in self.members.items())
+
+
+def ensemble(
+    prompts: Mapping[str, str | Path | SavedPrompt] | Sequence[str | Path | SavedPrompt],
+) -> SavedPrompts:
+    """Prompts of one task that were each trained by itself, to be asked as one: they vote on labels.
+
+    `Engine.add` and `evaluate` take it, and `save_all` writes it. Methods and templates may differ; the backbone, the
+    kind of task and its labels may not.
+
+    Args:
+        prompts: two or more saved prompts, or the folders of such; by name, or named after their folders.
+
+    Raises:
+        SettingsError: there are fewer than two.
+        ArtifactError: a folder cannot be read, or one prompt does not go with the first; the message names it.
+    """
+    if isinstance(prompts, (str, Path, SavedPrompt)) or len(prompts) < 2:
+        raise SettingsError("an ensemble takes two prompts or more", where="prompts", instead="Give a list of them.")
+    named = prompts if isinstance(prompts, Mapping) else _named_after_folders(prompts)
+    members = {name: p if isinstance(p, SavedPrompt) else artifact.load(p) for name, p in named.items()}
+    return SavedPrompts("ensemble", members)
+
+
+def _named_after_folders(prompts: Sequence[str | Path | SavedPrompt]) -> dict[str, str | Path | SavedPrompt]:
+    """By the names of their folders; of several that are called alike, all but the first are numbered."""
+    found: dict[str, str | Path | SavedPrompt] = {}
+    for prompt in prompts:
+        own = "prompt" if isinstance(prompt, SavedPrompt) else Path(os.path.realpath(prompt)).name
+        names = (own, *(f"{own}-{number}" for number in range(2, len(prompts) + 1)))
+        found[next(name for name in names if name not in found)] = prompt
+    return found
 
 
 def _answers(task: Task) -> tuple[object, ...]:

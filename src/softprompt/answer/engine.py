@@ -108,6 +108,7 @@ class Engine:
             entry = Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
         else:
             entry = self._taken_in(saved)
+        saved.note_quantization(self.backbone, name)
         if name in self._entries:
             self.remove(name)
         self._entries[name] = entry
@@ -343,7 +344,7 @@ class Engine:
                 entry = self._entry(name)
                 members = (entry,) if isinstance(entry, Entry) else entry.members
                 if isinstance(entry, Ensemble) and (alone or members[0].prompt.task.kind not in CLASSIFYING):
-                    raise no_writers(name, entry.prompt)
+                    raise no_writers(entry.prompt)
                 named = getattr(row, "where", None) or where
                 found.append(tuple(Asked(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:

@@ -108,10 +108,14 @@ def to_answer(entry: Entry, row: Mapping[str, Any], where: str, room_for: int) -
     return maker(row, answered=False, where=where, room_for=room_for)
 
 
-def no_writers(name: str, prompt: SavedPrompts) -> RequestError:
-    """What to tell of an ensemble that is asked for more than labels."""
+def no_writers(prompts: SavedPrompts, where: str | None = None) -> RequestError:
+    """What to tell of an ensemble that is asked for more than labels.
+
+    Args:
+        where: how the error calls it.
+    """
     return RequestError(
-        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on labels, but give no other answer "
-        "together",
-        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
+        f"it is an ensemble of {len(prompts.members)} prompts: they vote on labels, but give no other answer together",
+        where=where,
+        instead=f"Ask one of its prompts by itself, such as {next(iter(prompts.members))}.",
     )

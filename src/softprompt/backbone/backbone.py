@@ -40,6 +40,7 @@ class Backbone:
         kind: "decoder" (a token sees what stands before it), "encoder" (a token sees all others) or "encoder-decoder";
             tried on random tokens, not read off a name.
         speaks: whether it has a language modelling head.
+        quantization: how `load` quantised it; None where it did not.
         state_size: the width of a last hidden state; some models have narrower input embeddings.
         marks_segments: whether it is an encoder that is told which tokens stand behind the first separator.
         sites: where it attends, in calling order.
@@ -53,6 +54,7 @@ class Backbone:
         tokenizer: its tokenizer.
         name: what messages call it.
         gradient_checkpointing, compile: as in `load`.
+        quantization: how `load` quantised it.
         fingerprint: where it is known; else it is taken from the weights as they are.
 
     Raises:
@@ -69,8 +71,10 @@ class Backbone:
         gradient_checkpointing: bool = False,
         compile: bool = False,
         fingerprint: str | None = None,
+        quantization: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name or model.config.name_or_path
+        self.quantization = quantization
         model.requires_grad_(False)
         model.eval()
         self._table = _input_embeddings(model)
@@ -139,6 +143,7 @@ class Backbone:
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             fingerprint=fingerprint,
+            quantization=quantization,
         )
 
     def _check(self) -> None:

@@ -52,6 +52,7 @@ def evaluate(
     prompt.check(backbone, "prompt")
     if isinstance(prompt, SavedPrompts):
         prompt.check_ensemble("prompt")
+    prompt.note_quantization(backbone, "prompt")
     saved = dict(prompt.members) if isinstance(prompt, SavedPrompts) else {"": prompt}
     members = {name: Measured.of(backbone, own, rows) for name, own in saved.items()}
     with bar("Evaluating", len(rows), "row", show=progress) as evaluating:

@@ -160,6 +160,7 @@ class Run(Generic[T]):
             "texts_not_kept": left,
             "computation_shared": self.forward.backbone.lowers,
             "quantized": self.forward.backbone.quantized,
+            "quantization": self.forward.backbone.quantization,
             "reading_seconds": round(read - began, 1),
             "training_seconds": round(trained - read, 1),
             "torch": str(torch.__version__),

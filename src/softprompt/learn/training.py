@@ -282,6 +282,7 @@ class Member:
         return {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "quantized": self.backbone.quantized,
+            "quantization": self.backbone.quantization,
             "template": self.task.template.source,
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],
