@@ -24,7 +24,7 @@ from softprompt.card import collection_card
 from softprompt.errors import ArtifactError, SettingsError
 from softprompt.text.task import Task
 
-Kind = Literal["sources", "ensemble"]
+CollectionKind = Literal["sources", "ensemble"]
 """Prompts of several tasks that were trained with something in common, or several prompts of one task."""
 
 _NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")
@@ -46,7 +46,7 @@ class SavedPrompts:
         ArtifactError: fewer than two prompts, or they are not for one backbone, or an ensemble's for one task.
     """
 
-    kind: Kind
+    kind: CollectionKind
     members: Mapping[str, SavedPrompt]
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -163,7 +163,7 @@ class CollectionManifest(Strict):
 
     format: int = Field(ge=1)
     softprompt_version: str
-    kind: Kind
+    kind: CollectionKind
     members: dict[str, _Member]
     training: dict[str, Any]
     metrics: dict[str, float]

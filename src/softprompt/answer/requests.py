@@ -57,7 +57,7 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRow:
     """A row that was read for a prompt."""
 
     row: Mapping[str, Any]

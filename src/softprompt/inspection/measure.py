@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
-from softprompt.errors import SettingsError
+from softprompt.checks import check_whole
 from softprompt.inspection.prefix import PrefixInspection, inspect_prefix
 
 
@@ -76,8 +76,7 @@ def inspect(prompt: SavedPrompt, backbone: Backbone, *, nearest: int = 3) -> Ins
         MismatchError: the prompt belongs to another backbone.
         SettingsError: `nearest` below 1.
     """
-    if nearest < 1:
-        raise SettingsError(f"nearest is {nearest}", where="nearest", instead="Give a number of 1 or more.")
+    check_whole("nearest", nearest)
     prompt.check(backbone, "prompt")
     if prompt.values.at_input is None:
         return inspect_prefix(prompt, list(backbone.site_shapes))

@@ -121,7 +121,7 @@ class LabelHeadLoss(Loss):
 
     def log_probabilities(self, answers: Answers, answered: Tensor, head: Head | None) -> Tensor:
         assert head is not None, "the task has one"
-        return head(answers.states[answered]).log_softmax(dim=-1)
+        return head.log_probabilities(answers.states[answered])
 
     def rows(self, answers: Answers, examples: Sequence[Example], head: Head | None) -> Tensor:
         assert head is not None, "the task has one"

@@ -184,6 +184,8 @@ class Begun:
 class Member:
     """One prompt of a run: its task and its rows, how it is measured, and what of it is saved.
 
+    That the method is for such a task and backbone is checked before; see `check_fit`.
+
     Attributes:
         name: what it is called beside others; empty where it is alone.
         learns: whether there is anything to train, be it a head alone.
@@ -205,7 +207,6 @@ class Member:
         name: str = "",
         worked: WorkedExamples | None = None,
     ) -> None:
-        check_fit(method, task, backbone.kind, backbone.name)
         self.backbone, self.method, self.settings, self.name = backbone, method, settings, name
         self.worked = worked
         self.task = resolve_task(task, method, worked)

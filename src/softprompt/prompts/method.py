@@ -197,24 +197,6 @@ def shares_nothing(method: Method) -> SettingsError:
     )
 
 
-def check_whole(name: str, value: object) -> None:
-    """
-    Raises:
-        SettingsError: the setting is no whole number of 1 or more.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number of 1 or more.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """
-    Raises:
-        SettingsError: the setting is neither true nor false.
-    """
-    if not isinstance(value, bool):
-        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give true or false.")
-
-
 @contextmanager
 def modules_draw_from(generator: torch.Generator) -> Iterator[None]:
     """Modules draw their weights from the global generator: it is lent this one, and gets its own state back."""

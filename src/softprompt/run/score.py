@@ -109,6 +109,19 @@ def head_outputs(
 
 
 @torch.inference_mode()
+def head_log_probabilities(
+    forward: Forward,
+    examples: Sequence[Example],
+    heads: Sequence[Head],
+    fillings: Sequence[Filling],
+    which: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Log-probability of each label at each state that is read, one `[S, C]` float32 per row; arguments as above."""
+    answers = forward.answers(examples, fillings, which, head=False)
+    return [head.log_probabilities(states) for head, states in zip(heads, _read(answers, examples), strict=True)]
+
+
+@torch.inference_mode()
 def row_vectors(
     forward: Forward, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
 ) -> Tensor:
