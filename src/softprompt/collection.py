@@ -18,10 +18,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from softprompt import __version__, artifact, atomic
-from softprompt.artifact import CARD, COLLECTION, FORMAT, MANIFEST, SavedPrompt, Strict
+from softprompt.artifact import CARD, COLLECTION, MANIFEST
 from softprompt.backbone.backbone import Backbone
 from softprompt.card import collection_card
 from softprompt.errors import ArtifactError, SettingsError
+from softprompt.manifest import FORMAT, Strict, as_json, read_json
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 
 CollectionKind = Literal["sources", "ensemble"]
@@ -212,7 +214,7 @@ def save_all(prompts: SavedPrompts, path: str | Path, *, overwrite: bool = False
         metrics=dict(prompts.metrics),
     )
     own = {
-        COLLECTION: artifact.as_json(manifest),
+        COLLECTION: as_json(manifest),
         CARD: collection_card(prompts, Path(os.path.realpath(path)).name).encode(),
     }
     inner = {f"{name}/{file}": content for name, files in packed.items() for file, content in files.items()}
@@ -283,7 +285,7 @@ def _manifest(files: Mapping[str, bytes], path: Path) -> CollectionManifest:
             where=str(path),
             instead="Load it with load." if one else "Give a folder that train_sources or train_ensemble wrote.",
         )
-    manifest = artifact.read_json(CollectionManifest, files[COLLECTION], path / COLLECTION)
+    manifest = read_json(CollectionManifest, files[COLLECTION], path / COLLECTION)
     try:
         check_names(list(manifest.members), "members")
     except SettingsError as cause:  # nothing outside the folder is read

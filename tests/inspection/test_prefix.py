@@ -12,13 +12,13 @@ import reference
 import tiny
 from commands import run
 from softprompt import artifact
-from softprompt.artifact import TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import MismatchError, OutputError
 from softprompt.inspection.measure import inspect
 from softprompt.inspection.prefix import PrefixInspection
 from softprompt.inspection.prefix_picture import draw_prefix
 from softprompt.prompts import PrefixTuning
+from softprompt.saved import TrainingState
 from softprompt.text.task import Task
 from toys import LABELS, ROWS, learn, png_size, prompt
 

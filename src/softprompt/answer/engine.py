@@ -36,7 +36,6 @@ from softprompt.answer.requests import (
     to_write,
 )
 from softprompt.answer.verdicts import classification, labelling, span, tagging
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, load_any
@@ -53,6 +52,7 @@ from softprompt.run.score import (
     row_vectors,
 )
 from softprompt.run.vote import By, check_by
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example
 from softprompt.text.task import Task
 from softprompt.text.template import Target

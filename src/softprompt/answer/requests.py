@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.artifact import SavedPrompt
 from softprompt.collection import SavedPrompts
 from softprompt.errors import RequestError
 from softprompt.run.forward import Filling
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Kind
 

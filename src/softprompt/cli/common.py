@@ -15,9 +15,9 @@ import typer
 from softprompt.errors import SoftpromptError
 
 if TYPE_CHECKING:
-    from softprompt.artifact import SavedPrompt
     from softprompt.backbone.backbone import Backbone
     from softprompt.collection import SavedPrompts
+    from softprompt.saved import SavedPrompt
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.inspection.prefix import PrefixInspection, inspect_prefix
+from softprompt.saved import SavedPrompt
 
 
 @dataclass(frozen=True)

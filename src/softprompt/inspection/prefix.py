@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.artifact import SavedPrompt
+from softprompt.saved import SavedPrompt
 
 
 @dataclass(frozen=True)

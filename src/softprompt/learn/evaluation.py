@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts
@@ -20,6 +19,7 @@ from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.run.score import head_log_probabilities, label_log_probabilities
 from softprompt.run.vote import choice, mean_log_probabilities
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 
 

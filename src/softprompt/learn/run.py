@@ -19,7 +19,6 @@ import transformers
 from transformers import TrainerCallback
 
 from softprompt import artifact
-from softprompt.artifact import SavedPrompt
 from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
 from softprompt.learn import checkpoints
 from softprompt.learn.objective import Objective, Row
@@ -28,6 +27,7 @@ from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
 from softprompt.prompts.method import Parametrization, count
 from softprompt.run.forward import Forward
+from softprompt.saved import SavedPrompt
 
 if TYPE_CHECKING:
     from softprompt.learn.training import Member

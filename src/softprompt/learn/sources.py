@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, check_names, save_all
@@ -24,6 +23,7 @@ from softprompt.learn.teachers import Given, Teaching, teacher_settings
 from softprompt.learn.training import Member, host, with_heads
 from softprompt.prompts.method import Method, Parametrization, check_fit, count, shares_nothing
 from softprompt.run.forward import Forward
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 
 DISTILL = 0.9

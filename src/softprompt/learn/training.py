@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
-from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import DataError, SettingsError
@@ -28,6 +27,7 @@ from softprompt.prompts.head import Head, Headed, without_head
 from softprompt.prompts.method import Host, Method, Parametrization, check_fit, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt, TrainingState
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
 from softprompt.text.worked import WorkedExamples
