@@ -168,3 +168,13 @@ def test_a_row_is_encoded_once_whatever_the_number_of_labels(family, prefix):
     assert rows == [len(examples)]
     for scores, example, verbalizer, k in zip(found, examples, verbalizers, which, strict=True):
         assert_close(scores, alone_scores(forward, example, verbalizer, fillings[k]))
+
+
+@torch.no_grad()
+def test_rows_that_each_have_a_prefix_of_their_own_are_encoded_with_it():
+    # As many prompts as rows, in their order: nothing says which row reads which.
+    examples, verbalizers, fillings, _ = asked_of("t5", prefix=True)
+    forward = Forward(reference.backbone("t5"))
+    found = label_log_probabilities(forward, examples[:2], verbalizers[:2], fillings, [0, 1])
+    for scores, example, verbalizer, filling in zip(found, examples, verbalizers, fillings, strict=False):
+        assert_close(scores, alone_scores(forward, example, verbalizer, filling))

@@ -91,7 +91,8 @@ class Engine:
 
         Args:
             name: what requests call it.
-            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble.
+            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble, which
+                `softprompt.ensemble` makes of prompts that were trained alone.
             replace: whether a prompt of that name is replaced.
 
         Raises:
