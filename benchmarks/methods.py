@@ -42,10 +42,10 @@ from softprompt import (
     train,
     train_sources,
 )
-from softprompt.artifact import SavedPrompt
 from softprompt.demo.news import LABELS, news
 from softprompt.prompts.head import Head
 from softprompt.prompts.method import Method
+from softprompt.saved import SavedPrompt
 
 TOKENS = 60
 """What is kept of an article."""

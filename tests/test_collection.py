@@ -18,6 +18,7 @@ from softprompt.answer.engine import Engine
 from softprompt.artifact import COLLECTION, MANIFEST, PROMPT, TRAINING
 from softprompt.collection import SavedPrompts, holds_several, load_all, load_any, save_all
 from softprompt.errors import ArtifactError, MismatchError, OutputError, SaveError, SettingsError
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 from toys import FRONT, TOPICS, contents, prompt
 
@@ -155,7 +156,7 @@ def test_one_prompt_and_several_are_told_apart(folder, tmp_path):
     with pytest.raises(ArtifactError, match="nowhere: there is no such folder"):
         load_all(tmp_path / "nowhere")
     assert isinstance(load_any(folder), SavedPrompts)
-    assert isinstance(load_any(one), artifact.SavedPrompt)
+    assert isinstance(load_any(one), SavedPrompt)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a b", "prompts.json", "x" * 101, "a.", "\n"])

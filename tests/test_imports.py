@@ -20,9 +20,10 @@ ROOT = Path(softprompt.__file__).parent
 MAY_KNOW = {
     "errors": set(),
     "atomic": set(),
+    "checks": {"errors"},
     "backbone": {"errors", "torch", "transformers"},
     "text": {"errors", "torch", "transformers"},
-    "prompts": {"errors", "text.task", "text.template", "text.worked", "torch"},
+    "prompts": {"errors", "checks", "text.task", "text.template", "text.worked", "torch"},
     "run": {"errors", "backbone", "text", "prompts", "torch", "transformers"},
 }
 HEAVY = {"torch", "transformers", "datasets", "numpy", "peft"}

@@ -18,7 +18,6 @@ from transformers import TrainerCallback
 import reference
 import tiny
 from softprompt import artifact
-from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.learn.ensemble import EnsembleResult, train_ensemble
 from softprompt.learn.sources import Source, SourcesResult, train_sources
@@ -28,6 +27,7 @@ from softprompt.prompts import Method, MultitaskPromptTuning, PromptTuning
 from softprompt.prompts.head import Head
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt, TrainingState
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Kind, Task
 

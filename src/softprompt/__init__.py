@@ -27,6 +27,7 @@ _HOMES = {
     "evaluate": "softprompt.learn.evaluation",
     "load": "softprompt.artifact",
     "load_all": "softprompt.collection",
+    "ensemble": "softprompt.collection",
     "save": "softprompt.artifact",
     "save_all": "softprompt.collection",
     "Engine": "softprompt.answer.engine",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from softprompt.artifact import load as load
     from softprompt.artifact import save as save
     from softprompt.backbone.backbone import Backbone as Backbone
+    from softprompt.collection import ensemble as ensemble
     from softprompt.collection import load_all as load_all
     from softprompt.collection import save_all as save_all
     from softprompt.errors import SoftpromptError as SoftpromptError

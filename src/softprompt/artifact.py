@@ -9,180 +9,32 @@ README.md              a model card
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from softprompt import __version__, atomic
+from softprompt import atomic
 from softprompt.backbone.backbone import Backbone
 from softprompt.card import card
-from softprompt.errors import ArtifactError, MismatchError, OutputError, RequestError, SaveError
+from softprompt.errors import ArtifactError, OutputError, RequestError, SaveError
+from softprompt.manifest import Manifest, as_json, described, in_words, manifest_of, read_json
 from softprompt.prompts import method_named
 from softprompt.prompts.head import Head
-from softprompt.prompts.method import Method
-from softprompt.prompts.prompt import KINDS, Values
-from softprompt.text.task import Kind, Task
-
-FORMAT = 1
-"""Version of the layout. A reader refuses a newer one."""
+from softprompt.prompts.prompt import KINDS
+from softprompt.saved import HEAD, SavedPrompt, TrainingState
+from softprompt.text.task import Task
 
 MANIFEST, PROMPT, TRAINING, CARD = "prompt.json", "prompt.safetensors", "training.safetensors", "README.md"
 COLLECTION = "prompts.json"
 """What a folder of several prompts has instead of a manifest; see `softprompt.collection`."""
 _START = "start."
 _PARAMETERS = "parameters."
-_HEAD = "head."
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What going on training needs.
-
-    Attributes:
-        parameters: the parametrization's state, by name.
-        start: what is served, before the first step, by name, as in `SavedPrompt.tensors`.
-    """
-
-    parameters: Mapping[str, Tensor]
-    start: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class SavedPrompt:
-    """A prompt with everything that is known of it.
-
-    Attributes:
-        method: the method and its settings.
-        task: template (all slots with their lengths), labels, target.
-        values: what the slots are filled with, float32.
-        backbone_name: the model, as it was asked for.
-        backbone_fingerprint: see `Backbone`.
-        tokenizer_fingerprint: see `Backbone`.
-        dtype: of the backbone while training.
-        training: facts of the training run.
-        metrics: on the evaluation rows.
-        state: what going on training needs; None where it was not read.
-        head: the trained head, of a task that has one.
-    """
-
-    method: Method
-    task: Task
-    values: Values
-    backbone_name: str
-    backbone_fingerprint: str
-    tokenizer_fingerprint: str
-    dtype: str
-    training: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    state: TrainingState | None = None
-    head: Head | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Size of what serving needs, in bytes."""
-        return sum(t.numel() * t.element_size() for t in self.tensors().values())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What serving needs, by name: the values, and the head where there is one."""
-        head = {} if self.head is None else {_HEAD + name: t for name, t in self.head.tensors().items()}
-        return self.values.tensors() | head
-
-    def check(self, backbone: Backbone, name: str) -> None:
-        """See that the prompt belongs to a backbone.
-
-        Args:
-            name: how an error calls the prompt.
-
-        Raises:
-            MismatchError: it was learned for another model or tokenizer.
-        """
-        misfit = self.values.misfit(backbone.hidden_size, backbone.site_shapes)
-        if misfit is None and self.head is not None and self.head.weight.shape[1] != backbone.state_size:
-            misfit = (
-                f"its head reads states of {self.head.weight.shape[1]} numbers, the model's are {backbone.state_size}"
-            )
-        if misfit is not None:
-            raise MismatchError(
-                f"it does not fit {backbone.name!r}: {misfit}",
-                where=name,
-                instead=f"Load {self.backbone_name!r}, which it was trained for.",
-            )
-        for kind, mine, theirs in (
-            ("model", self.backbone_fingerprint, backbone.fingerprint),
-            ("tokenizer", self.tokenizer_fingerprint, backbone.tokenizer_fingerprint),
-        ):
-            if mine != theirs:
-                raise MismatchError(
-                    f"it was trained for {self.backbone_name!r} ({kind} fingerprint {mine}), "
-                    f"not for {backbone.name!r} ({theirs})",
-                    where=name,
-                    instead=f"Load {self.backbone_name!r} as it was then, or train the prompt for this {kind}.",
-                )
-
-
-class Strict(BaseModel):
-    """A part of a JSON file, nothing in it optional, unknown or of another type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-M = TypeVar("M", bound=Strict)
-
-
-class _Method(Strict):
-    name: str
-    settings: dict[str, Any]
-
-
-class _Backbone(Strict):
-    name: str
-    fingerprint: str
-    dtype: str
-
-
-class _Tokenizer(Strict):
-    fingerprint: str
-
-
-class _Tensor(Strict):
-    shape: list[int]
-    dtype: str
-
-
-class _File(Strict):
-    sha256: str
-    tensors: dict[str, _Tensor]
-
-
-class Manifest(Strict):
-    """`prompt.json`, as it is written."""
-
-    format: int = Field(ge=1)
-    softprompt_version: str
-    task: Kind
-    method: _Method
-    values: str
-    template: str
-    labels: dict[str, str] | None
-    none: str = "none"
-    target: str
-    field: str | None = None
-    max_length: int | None
-    backbone: _Backbone
-    tokenizer: _Tokenizer
-    files: dict[str, _File]
-    training: dict[str, Any]
-    metrics: dict[str, float]
 
 
 def check_output(path: str | Path, *, overwrite: bool) -> None:
@@ -260,12 +112,8 @@ def packed(prompt: SavedPrompt, name: str) -> dict[str, bytes]:
     if prompt.state is not None:
         contents[TRAINING] = _joined(prompt.state)
     tensors = {name: write_tensors(content, {"format": "pt"}) for name, content in contents.items()}
-    manifest = _manifest(prompt, {name: (contents[name], data) for name, data in tensors.items()})
+    manifest = manifest_of(prompt, {name: (contents[name], data) for name, data in tensors.items()})
     return {MANIFEST: as_json(manifest), CARD: card(prompt, name).encode()} | tensors
-
-
-def as_json(manifest: BaseModel) -> bytes:
-    return (json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2) + "\n").encode()
 
 
 def put(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
@@ -362,66 +210,6 @@ def _joined(state: TrainingState) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
 
 
-def _described(tensors: Mapping[str, Tensor]) -> dict[str, _Tensor]:
-    return {n: _Tensor(shape=list(t.shape), dtype=str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
-
-
-def _manifest(prompt: SavedPrompt, files: Mapping[str, tuple[Mapping[str, Tensor], bytes]]) -> Manifest:
-    task = prompt.task
-    return Manifest(
-        format=FORMAT,
-        softprompt_version=__version__,
-        task=task.kind,
-        method=_Method(name=prompt.method.NAME, settings=prompt.method.settings()),
-        values=prompt.values.KIND,
-        template=task.template.source,
-        labels=dict(zip(task.labels, task.words, strict=True)) if task.labels else None,
-        none=task.none,
-        target=task.target,
-        field=task.field,
-        max_length=task.max_length,
-        backbone=_Backbone(
-            name=prompt.backbone_name,
-            fingerprint=prompt.backbone_fingerprint,
-            dtype=prompt.dtype,
-        ),
-        tokenizer=_Tokenizer(fingerprint=prompt.tokenizer_fingerprint),
-        files={
-            name: _File(sha256=hashlib.sha256(data).hexdigest(), tensors=_described(tensors))
-            for name, (tensors, data) in files.items()
-        },
-        training=dict(prompt.training),
-        metrics=dict(prompt.metrics),
-    )
-
-
-def read_json(kind: type[M], content: bytes, where: Path) -> M:
-    """A JSON file of ours.
-
-    Args:
-        where: how an error calls it.
-
-    Raises:
-        ArtifactError: it is damaged, of a newer format, or something in it is missing, unknown or of another type.
-    """
-    try:
-        parsed = json.loads(content)
-        version = parsed.get("format") if isinstance(parsed, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise ArtifactError(
-                f"its format is {version}, this version reads up to {FORMAT}",
-                where=str(where),
-                instead="Install a newer softprompt.",
-            )
-        return kind.model_validate(parsed)
-    except ValidationError as cause:
-        first = cause.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "it"
-        raise ArtifactError(f"{place} is wrong: {first['msg']}", where=str(where)) from cause
-    except ValueError as cause:
-        raise ArtifactError(f"it is damaged: {cause}", where=str(where), instead="Restore or retrain it.") from cause
-
-
 def _read_file(manifest: Manifest, files: Mapping[str, bytes], name: str, folder: Path) -> dict[str, Tensor]:
     where = str(folder / name)
     if name not in manifest.files or name not in files:
@@ -437,19 +225,15 @@ def _read_file(manifest: Manifest, files: Mapping[str, bytes], name: str, folder
         tensors = read_tensors(content)
     except SafetensorError as cause:
         raise ArtifactError(f"it is no safetensors file: {cause}", where=where) from cause
-    found = _described(tensors)
+    found = described(tensors)
     for tensor in sorted(expected.tensors.keys() | found.keys()):
         if found.get(tensor) != expected.tensors.get(tensor):
             raise ArtifactError(
-                f"tensor {tensor!r} is {_words(found.get(tensor))}, "
-                f"{MANIFEST} says {_words(expected.tensors.get(tensor))}",
+                f"tensor {tensor!r} is {in_words(found.get(tensor))}, "
+                f"{MANIFEST} says {in_words(expected.tensors.get(tensor))}",
                 where=where,
             )
     return tensors
-
-
-def _words(tensor: _Tensor | None) -> str:
-    return "missing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
 
 
 def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> SavedPrompt:
@@ -465,8 +249,8 @@ def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> Sa
     if any(slot.tokens is None for slot in task.template.slots):
         raise ArtifactError("a slot of the template has no length")
     stored = tensors[PROMPT]
-    head = {name.removeprefix(_HEAD): t for name, t in stored.items() if name.startswith(_HEAD)}
-    values = {name: t for name, t in stored.items() if not name.startswith(_HEAD)}
+    head = {name.removeprefix(HEAD): t for name, t in stored.items() if name.startswith(HEAD)}
+    values = {name: t for name, t in stored.items() if not name.startswith(HEAD)}
     if bool(head) != bool(task.outputs):
         raise ArtifactError(
             f"a {task.kind} has {'a' if task.outputs else 'no'} head, the file {'one' if head else 'none'}"
@@ -508,8 +292,8 @@ def _check_values(saved: SavedPrompt, manifest: Manifest, folder: Path) -> None:
     for name, tensor in tensors.items():
         stored = manifest.files[PROMPT].tensors[name]
         if stored.dtype != "float32":
-            raise ArtifactError(f"tensor {name!r} is {_words(stored)}, not float32", where=str(folder / PROMPT))
+            raise ArtifactError(f"tensor {name!r} is {in_words(stored)}, not float32", where=str(folder / PROMPT))
         if not bool(torch.isfinite(tensor).all()):
             raise ArtifactError(f"tensor {name!r} holds numbers that are not finite", where=str(folder / PROMPT))
-    if saved.state is not None and _described(saved.state.start) != _described(tensors):
+    if saved.state is not None and described(saved.state.start) != described(tensors):
         raise ArtifactError("the values it started from do not match the prompt's", where=str(folder / TRAINING))

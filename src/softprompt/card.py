@@ -12,8 +12,8 @@ from softprompt.text.task import SPOKEN
 from softprompt.text.template import Slot
 
 if TYPE_CHECKING:
-    from softprompt.artifact import SavedPrompt
     from softprompt.collection import SavedPrompts
+    from softprompt.saved import SavedPrompt
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

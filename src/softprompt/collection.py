@@ -18,13 +18,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from softprompt import __version__, artifact, atomic
-from softprompt.artifact import CARD, COLLECTION, FORMAT, MANIFEST, SavedPrompt, Strict
+from softprompt.artifact import CARD, COLLECTION, MANIFEST
 from softprompt.backbone.backbone import Backbone
 from softprompt.card import collection_card
 from softprompt.errors import ArtifactError, SettingsError
+from softprompt.manifest import FORMAT, Strict, as_json, read_json
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 
-Kind = Literal["sources", "ensemble"]
+CollectionKind = Literal["sources", "ensemble"]
 """Prompts of several tasks that were trained with something in common, or several prompts of one task."""
 
 _NAME = re.compile(r"\w(?:[\w.-]*[\w-])?")
@@ -46,7 +48,7 @@ class SavedPrompts:
         ArtifactError: fewer than two prompts, or they are not for one backbone, or an ensemble's for one task.
     """
 
-    kind: Kind
+    kind: CollectionKind
     members: Mapping[str, SavedPrompt]
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -54,13 +56,17 @@ class SavedPrompts:
     def __post_init__(self) -> None:
         if len(self.members) < 2:
             raise ArtifactError(f"there is no {self.kind} of {len(self.members)} prompts; it takes two or more")
-        for what, found in (
-            ("backbone", {m.backbone_fingerprint for m in self.members.values()}),
-            ("tokenizer", {m.tokenizer_fingerprint for m in self.members.values()}),
-            ("labels", {_answers(m.task) for m in self.members.values()} if self.kind == "ensemble" else {None}),
-        ):
-            if len(found) > 1:
-                raise ArtifactError(f"the prompts of one {self.kind} are not of one {what}")
+        first = next(iter(self.members))
+        for name, other in self.members.items():
+            for what, mine, theirs in (
+                ("backbone", self.first.backbone_fingerprint, other.backbone_fingerprint),
+                ("tokenizer", self.first.tokenizer_fingerprint, other.tokenizer_fingerprint),
+                *([("labels", _answers(self.task), _answers(other.task))] if self.kind == "ensemble" else []),
+            ):
+                if mine != theirs:
+                    raise ArtifactError(
+                        f"the prompts of one {self.kind} are not of one {what}: {name!r} differs from {first!r}"
+                    )
 
     @property
     def first(self) -> SavedPrompt:
@@ -79,6 +85,10 @@ class SavedPrompts:
     @property
     def dtype(self) -> str:
         return self.first.dtype
+
+    @property
+    def quantization(self) -> str | None:
+        return self.first.quantization
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +115,42 @@ class SavedPrompts:
         for member, prompt in self.members.items():
             prompt.check(backbone, f"{name}/{member}")
 
+    def note_quantization(self, backbone: Backbone, name: str) -> bool:
+        """As `SavedPrompt.note_quantization`, of the first for which it holds."""
+        return any(prompt.note_quantization(backbone, f"{name}/{member}") for member, prompt in self.members.items())
+
+
+def ensemble(
+    prompts: Mapping[str, str | Path | SavedPrompt] | Sequence[str | Path | SavedPrompt],
+) -> SavedPrompts:
+    """Prompts of one task that were each trained by itself, to be asked as one: they vote on labels.
+
+    `Engine.add` and `evaluate` take it, and `save_all` writes it. Methods and templates may differ; the backbone, the
+    kind of task and its labels may not.
+
+    Args:
+        prompts: two or more saved prompts, or the folders of such; by name, or named after their folders.
+
+    Raises:
+        SettingsError: there are fewer than two.
+        ArtifactError: a folder cannot be read, or one prompt does not go with the first; the message names it.
+    """
+    if isinstance(prompts, (str, Path, SavedPrompt)) or len(prompts) < 2:
+        raise SettingsError("an ensemble takes two prompts or more", where="prompts", instead="Give a list of them.")
+    named = prompts if isinstance(prompts, Mapping) else _named_after_folders(prompts)
+    members = {name: p if isinstance(p, SavedPrompt) else artifact.load(p) for name, p in named.items()}
+    return SavedPrompts("ensemble", members)
+
+
+def _named_after_folders(prompts: Sequence[str | Path | SavedPrompt]) -> dict[str, str | Path | SavedPrompt]:
+    """By the names of their folders; of several that are called alike, all but the first are numbered."""
+    found: dict[str, str | Path | SavedPrompt] = {}
+    for prompt in prompts:
+        own = "prompt" if isinstance(prompt, SavedPrompt) else Path(os.path.realpath(prompt)).name
+        names = (own, *(f"{own}-{number}" for number in range(2, len(prompts) + 1)))
+        found[next(name for name in names if name not in found)] = prompt
+    return found
+
 
 def _answers(task: Task) -> tuple[object, ...]:
     return task.kind, task.labels, task.words, task.none, task.target, task.field
@@ -119,7 +165,7 @@ class CollectionManifest(Strict):
 
     format: int = Field(ge=1)
     softprompt_version: str
-    kind: Kind
+    kind: CollectionKind
     members: dict[str, _Member]
     training: dict[str, Any]
     metrics: dict[str, float]
@@ -168,7 +214,7 @@ def save_all(prompts: SavedPrompts, path: str | Path, *, overwrite: bool = False
         metrics=dict(prompts.metrics),
     )
     own = {
-        COLLECTION: artifact.as_json(manifest),
+        COLLECTION: as_json(manifest),
         CARD: collection_card(prompts, Path(os.path.realpath(path)).name).encode(),
     }
     inner = {f"{name}/{file}": content for name, files in packed.items() for file, content in files.items()}
@@ -239,7 +285,7 @@ def _manifest(files: Mapping[str, bytes], path: Path) -> CollectionManifest:
             where=str(path),
             instead="Load it with load." if one else "Give a folder that train_sources or train_ensemble wrote.",
         )
-    manifest = artifact.read_json(CollectionManifest, files[COLLECTION], path / COLLECTION)
+    manifest = read_json(CollectionManifest, files[COLLECTION], path / COLLECTION)
     try:
         check_names(list(manifest.members), "members")
     except SettingsError as cause:  # nothing outside the folder is read

@@ -16,6 +16,7 @@ from softprompt.data import Row
 from softprompt.errors import LengthError, MismatchError, RequestError, SettingsError, UnknownPromptError
 from softprompt.learn.evaluation import evaluate
 from softprompt.prompts import HardPrompt, PromptTuning
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
 from toys import BEHIND, FRONT, LABELS, ROWS, TOPICS, WRITING, decided_backbone, learn, plain_probabilities, prompt
@@ -37,7 +38,7 @@ GENERATING = {
 TEXTS = [row["text"] for row in ROWS]
 
 
-def saved(name: str, task: Task, backbone: Backbone) -> artifact.SavedPrompt:
+def saved(name: str, task: Task, backbone: Backbone) -> SavedPrompt:
     method = HardPrompt() if name == "hard" else PromptTuning()
     return prompt(backbone, task, seed=len(name), method=method)
 
@@ -57,7 +58,7 @@ def requests(made: Engine, texts: list[str] = TEXTS) -> list[tuple[str, dict[str
     return [(name, {"text": text}) for text in texts for name in made.prompts]
 
 
-def assert_plain(answer: Classification, family: str, asked: artifact.SavedPrompt, row: dict[str, str]) -> None:
+def assert_plain(answer: Classification, family: str, asked: SavedPrompt, row: dict[str, str]) -> None:
     (wanted,) = plain_probabilities(family, asked, [row]).tolist()
     assert list(answer.probabilities) == list(asked.task.labels)
     assert list(answer.probabilities.values()) == pytest.approx(wanted, abs=1e-5)

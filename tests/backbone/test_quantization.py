@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import tiny
-from softprompt import artifact
+from softprompt import artifact, ensemble
+from softprompt.answer.engine import Engine
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import SettingsError, SourceError
-from toys import ROWS, TOPICS, learn
+from softprompt.learn.evaluation import evaluate
+from toys import ROWS, TOPICS, learn, prompt
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,37 @@ def test_a_library_that_is_missing_is_named(folder, monkeypatch):
     )
     with pytest.raises(SettingsError, match=r"nf4 needs bitsandbytes.*pip install bitsandbytes"):
         Backbone.load(folder, quantization="nf4")
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_prompt_learned_before_other_weights_is_noted_once(folder, caplog, learned):
+    backbone = Backbone.load(folder)
+    before = replace(prompt(backbone), training={"quantized": learned})
+    unknown = prompt(backbone)
+    backbone.model.is_quantized = not learned
+    engine = Engine(backbone)
+    engine.add("unknown", unknown)
+    engine.add("p", before)
+    engine.classify([("p", ROWS[0])] * 2)
+    kept, now = ("quantised", "whole") if learned else ("whole", "quantised")
+    assert [m.partition(": it may be")[0] for m in caplog.messages] == [
+        f"p: it was learned before {kept} weights, and those of {folder} are {now}"
+    ]
+    caplog.clear()
+    evaluate(backbone, before, ROWS, progress=False)
+    assert len(caplog.messages) == 1
+    caplog.clear()
+    engine.add("all", ensemble({"a": unknown, "b": before, "c": before}))
+    assert [m.partition(":")[0] for m in caplog.messages] == ["all/b"]
+    caplog.clear()
+    backbone.model.is_quantized = learned
+    Engine(backbone).add("p", before)
+    assert not caplog.messages
+
+
+def test_how_weights_are_kept_is_written_down(folder):
+    backbone = Backbone.load(folder)
+    assert backbone.quantization is None
+    made = Backbone(tiny.model("llama"), tiny.tokenizer(), "eight", quantization="int8")
+    assert learn(made, steps=1).prompt.quantization == "int8"
+    assert learn(backbone, steps=1).prompt.quantization is None

@@ -634,7 +634,7 @@ def test_several_seeds_that_cannot_be_trained_are_refused_in_one_line(here, argu
             "sources: it holds the prompts of 2 tasks. Give one: sources/topic",
         ),
         (["predict", "sources", "--text", "x"], "sources: it holds the prompts of 2 tasks"),
-        (["predict", "writers", "--text", "x"], "writers: it is an ensemble of 2 prompts.*writers/seed-0"),
+        (["predict", "writers", "--text", "x"], "writers: it is an ensemble of 2 prompts.*such as seed-0"),
         (["predict", "ensemble", "--text", "x", "--by", "dice"], "by is 'dice'"),
         (["inspect", "ensemble", "--plot", "x.png"], "--plot: a picture shows one prompt.*ensemble/seed-0"),
         (["eval", "ensemble", "--data", "rows.jsonl", "--model", "other"], "ensemble|prompt/seed-0: .*fingerprint"),

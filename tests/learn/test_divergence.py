@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 import tiny
 from softprompt import artifact
 from softprompt.errors import DivergenceError
-from softprompt.learn.trainer import Learner
+from softprompt.learn import run
+from softprompt.learn.trainer import Learner, LearnerTrainer
+from softprompt.prompts import PTuning
 from toys import ROWS, at, contents, interrupt, learn
 
 NAN = float("nan")
@@ -86,3 +88,27 @@ def test_checkpoints_stay_where_the_last_good_prompt_could_not_be_saved(tmp_path
     with pytest.raises(DivergenceError, match="could not be saved"):
         learn(output=tmp_path / "p", callbacks=[at("on_step_begin", 5, spoil)])
     assert (tmp_path / "p.checkpoints" / "checkpoint-5").is_dir()
+
+
+def test_good_parameters_are_remembered_where_they_would_be_saved_alone(tmp_path, monkeypatch):
+    trainers = []
+
+    class Noted(LearnerTrainer):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    monkeypatch.setattr(run, "LearnerTrainer", Noted)
+    places, differ = [], []
+
+    def note(model: Learner) -> None:
+        good, now = trainers[-1].last_good, model.parametrization.state_dict()
+        places.append({name: t.data_ptr() for name, t in good.items()})
+        differ.append(any(not torch.equal(good[name], t) for name, t in now.items()))
+
+    learn(method=PTuning(tokens=4), callbacks=[])
+    assert trainers[-1].last_good is None
+    learn(method=PTuning(tokens=4), output=tmp_path / "p", callbacks=[at("on_step_end", n, note) for n in (2, 5)])
+    # They are those from before the update, and copied to where they were.
+    assert differ == [True, True]
+    assert places[0] == places[1]

@@ -239,7 +239,7 @@ def test_all_prompts_of_a_request_are_run_in_one_batch():
 def test_what_an_ensemble_cannot_do_is_refused_by_name(ensemble, tmp_path):
     engine = Engine(reference.backbone("llama"))
     engine.add("topic", ensemble.path)
-    with pytest.raises(RequestError, match=r"request 1 \(topic\): 'topic' is an ensemble of 3 prompts.*seed-0"):
+    with pytest.raises(RequestError, match=r"request 1 \(topic\): it is an ensemble of 3 prompts.*seed-0"):
         engine.generate([("topic", ROWS[0])])
     with pytest.raises(SettingsError, match=r"by is 'dice'. Use one of vote, mean"):
         engine.classify([("topic", ROWS[0])], by="dice")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import Trainer, TrainerCallback
 
 import tiny
@@ -188,6 +189,18 @@ def test_only_what_differs_is_named(tmp_path):
     with pytest.raises(SettingsError) as refusal:
         run(output=tmp_path / "p", resume=True, steps=20)
     assert refusal.value.what == "the interrupted run had another steps"
+
+
+@pytest.mark.parametrize("difference", [{"cache_bytes": 0}, {"eval_batch_size": 2}], ids=str)
+def test_what_decides_nothing_may_be_changed(tmp_path, straight, difference):
+    stop(tmp_path / "p")
+    steps = Steps()
+    result = run(output=tmp_path / "p", resume=True, callbacks=[steps], **difference)
+    assert steps.made[0] == 6
+    torch.testing.assert_close(result.prompt.values.embeddings, straight.prompt.values.embeddings)
+    assert result.metrics == pytest.approx(dict(straight.metrics), rel=1e-5)
+    ((name, value),) = difference.items()
+    assert result.prompt.training[name] == value
 
 
 def test_a_run_left_behind_is_refused_unless_it_is_resumed(tmp_path):

@@ -7,11 +7,15 @@ import torch
 
 import reference
 import tiny
-from softprompt.errors import SourceError, TemplateError
+import toys
+from softprompt.answer.engine import Engine
+from softprompt.errors import LengthError, SourceError, TemplateError
+from softprompt.learn.evaluation import evaluate
 from softprompt.prompts import PrefixTuning
 from softprompt.prompts.method import resolve_task
 from softprompt.prompts.prompt import Prefix
 from softprompt.run.forward import Filling, Forward
+from softprompt.run.maker import example_maker
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
 
@@ -105,3 +109,69 @@ def test_a_model_off_the_registry_is_refused():
     bloom = reference.backbone("bloom")
     with pytest.raises(SourceError, match="Use prompt-tuning"):
         Forward(bloom)(examples(bloom, "{text}{label}"), [Filling(prefix)])
+
+
+FULL = {"text": "the market fell" * 200, "label": "sports"}
+
+
+def longest(backbone, *, inside: bool, tokens: int = TOKENS):
+    """An example of a row that is far too long."""
+    task = Task("{text}", toys.LABELS, kind="sequence-classification")
+    return example_maker(backbone, resolve_task(task, PrefixTuning(tokens=tokens)), inside=inside)(FULL)
+
+
+@pytest.mark.parametrize("family", [*tiny.ENCODERS, "bart"])
+@torch.no_grad()
+def test_it_takes_no_position_of_a_row_that_is_not_a_decoders(family):
+    backbone, model = reference.backbone(family), tiny.model(family)
+    prefix = reference.random_prefix(backbone, TOKENS)
+    example = longest(backbone, inside=True)
+    assert len(example.tokens) == backbone.positions + TOKENS
+    assert example.cut == longest(backbone, inside=False).cut - TOKENS
+    # With one more it could not be run.
+    answers = Forward(backbone).answers([example], [Filling(prefix)], head=False)
+    if backbone.kind == "encoder":
+        with reference.prefixed(model, prefix):
+            states, _ = reference.answer(model, backbone, example)
+        reference.assert_close(answers.states[0], states)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_it_takes_its_positions_of_a_decoders_row(family):
+    backbone = reference.backbone(family)
+    assert longest(backbone, inside=True) == longest(backbone, inside=False)
+    assert len(longest(backbone, inside=True).tokens) == backbone.positions
+
+
+def test_what_is_asked_for_bounds_a_row_all_the_same():
+    backbone = reference.backbone("bert")
+    task = Task("{text}", toys.LABELS, kind="sequence-classification", max_length=20)
+    maker = example_maker(backbone, resolve_task(task, PrefixTuning(tokens=TOKENS)), inside=True)
+    assert len(maker(FULL).tokens) == 20
+
+
+def test_a_long_row_is_learned_measured_and_answered_alike():
+    backbone = reference.backbone("bert")
+    task = Task("{text}", toys.LABELS, kind="sequence-classification")
+    ids = backbone.tokenizer(FULL["text"], add_special_tokens=False)["input_ids"]
+    text = backbone.tokenizer.decode(ids[: backbone.positions - 2])
+    assert len(backbone.tokenizer(text)["input_ids"]) == backbone.positions
+    rows = [{"text": text, "label": "sports"}, {"text": "x", "label": "business"}]
+    prefix, plain = (
+        toys.learn(backbone, task, rows, rows, method, steps=1) for method in (PrefixTuning(tokens=TOKENS), None)
+    )
+    # Counted among the training and the evaluation rows.
+    assert (prefix.prompt.training["rows_cut"], plain.prompt.training["rows_cut"]) == (0, 2)
+    metrics = evaluate(backbone, prefix.prompt, rows, progress=False)
+    assert metrics["rows_cut"] == 0
+    assert metrics["loss"] == pytest.approx(prefix.metrics["loss"], rel=1e-5)
+    engine = Engine(backbone)
+    engine.add("p", prefix.prompt)
+    assert engine.classify([("p", {"text": text})])[0].cut == 0
+
+
+def test_a_prefix_longer_than_an_encoder_has_positions_leaves_its_row_whole():
+    backbone = reference.backbone("bert")
+    assert len(longest(backbone, inside=True, tokens=500).tokens) == backbone.positions + 500
+    with pytest.raises(LengthError):
+        longest(reference.backbone("gpt2"), inside=True, tokens=500)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ import tiny
 from reference import assert_close
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.forward import Filling, Forward
+from softprompt.run.maker import example_maker
 from softprompt.run.score import label_log_probabilities
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
@@ -111,3 +114,67 @@ def test_many_labels_that_share_a_first_token_are_scored_in_portions(rows):
     assert sum(s.shape[0] for s in seen) == 30 * rows
     for scores, example in list(zip(found, examples, strict=True))[:3]:
         assert_close(scores, wanted(reference.plain("llama"), example, maker.verbalizer, prompt))
+
+
+# Of each task a prompt of its own: three labels of two or more tokens, two told apart by their first.
+WRITTEN = (
+    Task("{soft:2}{text}: {label}", {"a": "the market fell", "b": "the market won", "c": "the team"}),
+    Task("Article: {text}{soft:3}{label}", ["sports", "business"]),
+)
+
+
+def asked_of(family: str, *, prefix: bool = False):
+    """Rows of both tasks: examples, verbalizers, fillings, and each row's prompt."""
+    backbone = reference.backbone(family)
+    tasks = WRITTEN
+    if prefix:
+        tasks = (WRITTEN[0].with_template(WRITTEN[0].template.with_start_behind_front_slot()),)
+    makers = [example_maker(backbone, task, inside=prefix) for task in tasks]
+    generator = torch.Generator().manual_seed(0)
+    scale = float(backbone.embeddings.std())
+    values = [VirtualTokens(torch.randn(m.virtual, backbone.hidden_size, generator=generator) * scale) for m in makers]
+    if prefix:
+        # Two prompts before the rows of one task.
+        values = [reference.random_prefix(backbone, 2, seed=seed) for seed in (4, 5)]
+    pairs = [(k, (makers * 2)[k]) for _ in TEXTS for k in range(2)]
+    examples = [m({"text": TEXTS[i // 2]}, answered=False) for i, (_, m) in enumerate(pairs)]
+    return examples, [m.verbalizer for _, m in pairs], [Filling(v) for v in values], [k for k, _ in pairs]
+
+
+def alone_scores(forward, example, verbalizer, filling) -> torch.Tensor:
+    """Each word by a pass of its own, the row encoded with it."""
+    scores = []
+    for word in [w[:1] for w in verbalizer.words] if verbalizer.by_first_token else verbalizer.words:
+        logits, _ = forward([replace(example, target=word)], [filling])
+        scores.append(sum(logits[0, i].log_softmax(dim=-1)[token] for i, token in enumerate(word)))
+    return torch.stack(scores).log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("prefix", [False, True], ids=["at the input", "inside"])
+@pytest.mark.parametrize("family", tiny.ENCODER_DECODERS)
+@torch.no_grad()
+def test_a_row_is_encoded_once_whatever_the_number_of_labels(family, prefix):
+    examples, verbalizers, fillings, which = asked_of(family, prefix=prefix)
+    assert {v.by_first_token for v in verbalizers} == ({False} if prefix else {True, False})
+    backbone = reference.backbone(family)
+    forward, rows = Forward(backbone), []
+    hook = backbone.model.get_encoder().register_forward_hook(
+        lambda _, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        found = label_log_probabilities(forward, examples, verbalizers, fillings, which)
+    finally:
+        hook.remove()
+    assert rows == [len(examples)]
+    for scores, example, verbalizer, k in zip(found, examples, verbalizers, which, strict=True):
+        assert_close(scores, alone_scores(forward, example, verbalizer, fillings[k]))
+
+
+@torch.no_grad()
+def test_rows_that_each_have_a_prefix_of_their_own_are_encoded_with_it():
+    # As many prompts as rows, in their order: nothing says which row reads which.
+    examples, verbalizers, fillings, _ = asked_of("t5", prefix=True)
+    forward = Forward(reference.backbone("t5"))
+    found = label_log_probabilities(forward, examples[:2], verbalizers[:2], fillings, [0, 1])
+    for scores, example, verbalizer, filling in zip(found, examples, verbalizers, fillings, strict=False):
+        assert_close(scores, alone_scores(forward, example, verbalizer, filling))

@@ -34,3 +34,11 @@ def test_a_batch_is_not_changed_nor_are_the_rows_it_came_from():
 def test_an_answer_too_few_is_an_error():
     with pytest.raises(ValueError, match="shorter"):
         Batch.of([[1], [2]], [[3]])
+
+
+def test_a_second_segment_is_marked_where_a_row_has_one():
+    batch = Batch.of([[5, 6, 7], [8]], reads=[[0], [0]], seconds=[2, None], in_front=False)
+    assert batch.segments.tolist() == [[0, 0, 1], [0, 0, 0]]
+    assert Batch.of([[5, 6], [8]], seconds=[1, None]).segments.tolist() == [[0, 1], [0, 0]]
+    assert Batch.of([[5], [8]], seconds=[None, None]).segments is None
+    assert batch.to(batch.ids.device).segments is not None

@@ -26,7 +26,7 @@ from softprompt.answer.options import generation_config, refused_options
 from softprompt.answer.requests import (
     CLASSIFYING,
     VERBS,
-    Asked,
+    AskedRow,
     Ensemble,
     Entry,
     asking,
@@ -35,17 +35,25 @@ from softprompt.answer.requests import (
     to_answer,
     to_write,
 )
-from softprompt.artifact import SavedPrompt
+from softprompt.answer.verdicts import classification, labelling, span, tagging
 from softprompt.backbone.backbone import Backbone
+from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import SettingsError, SoftpromptError, UnknownPromptError
+from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
 from softprompt.run.maker import example_maker
-from softprompt.run.score import best_span, head_outputs, label_log_probabilities, label_odds, row_vectors
-from softprompt.run.vote import By, check_by, choice, mean_log_probabilities
+from softprompt.run.score import (
+    head_log_probabilities,
+    head_outputs,
+    label_log_probabilities,
+    label_odds,
+    row_vectors,
+)
+from softprompt.run.vote import By, check_by
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example
-from softprompt.text.fields import several, text
 from softprompt.text.task import Task
 from softprompt.text.template import Target
 
@@ -68,7 +76,7 @@ class Engine:
         Raises:
             SettingsError: a batch size below 1.
         """
-        _check_positive("batch_size", batch_size)
+        check_whole("batch_size", batch_size)
         self.backbone, self.batch_size = backbone, batch_size
         self._forward = Forward(backbone)
         self._entries: dict[str, Entry | Ensemble] = {}
@@ -83,7 +91,8 @@ class Engine:
 
         Args:
             name: what requests call it.
-            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble.
+            prompt: the folder of a saved prompt or of an ensemble; or such a prompt, such an ensemble, which
+                `softprompt.ensemble` makes of prompts that were trained alone.
             replace: whether a prompt of that name is replaced.
 
         Raises:
@@ -108,15 +117,17 @@ class Engine:
             entry = Ensemble(saved, tuple(self._taken_in(member) for member in saved.members.values()))
         else:
             entry = self._taken_in(saved)
+        saved.note_quantization(self.backbone, name)
         if name in self._entries:
             self.remove(name)
         self._entries[name] = entry
 
     def _taken_in(self, saved: SavedPrompt) -> Entry:
-        maker, writer = example_maker(self.backbone, saved.task), None
+        maker, writer = example_maker(self.backbone, saved.task, inside=saved.inside), None
         if isinstance(saved.task.template.target, Target):
             # Whoever has a label generated, not chosen, needs room for as much as is generated.
-            writer = example_maker(self.backbone, Task(saved.task.template, max_length=saved.task.max_length))
+            spoken = Task(saved.task.template, max_length=saved.task.max_length)
+            writer = example_maker(self.backbone, spoken, inside=saved.inside)
         return Entry(saved, maker, writer, Filling(saved.values, {}))
 
     def remove(self, name: str) -> None:
@@ -179,8 +190,8 @@ class Engine:
         Raises as the method that answers its kind of task.
         """
         check_by(by)
-        _check_positive("max_new_tokens", max_new_tokens)
-        ways: Mapping[str, Callable[[Sequence[Asked]], Sequence[Answer]]] = {
+        check_whole("max_new_tokens", max_new_tokens)
+        ways: Mapping[str, Callable[[Sequence[AskedRow]], Sequence[Answer]]] = {
             "tag": self._tag,
             "extract": self._extract,
             "embed": self._embed,
@@ -197,50 +208,30 @@ class Engine:
                 answers.update(zip(own, ways[verb]([asked[i][0] for i in own]), strict=True))
         return [answers[i] for i in range(len(requests))]
 
-    def _classify(self, asked: Sequence[tuple[Asked, ...]], by: By) -> list[Classification | Labelling]:
+    def _classify(self, asked: Sequence[tuple[AskedRow, ...]], by: By) -> list[Classification | Labelling]:
         each = [a for own in asked for a in own]
         in_order = iter(self._in_batches(each, lambda e, x: _CLASSIFY[e[0].prompt.task.kind](self, e, x)))
         found: list[Classification | Labelling] = []
         for members in asked:
             table, task = torch.stack([next(in_order) for _ in members]), members[0].entry.prompt.task
-            together = _labelling if task.kind == "multi-label" else _chosen
+            together = labelling if task.kind == "multi-label" else classification
             answer: Classification | Labelling = together(table, task.labels, by)
             found.append(replace(answer, cut=max(a.example.cut for a in members)))
         return found
 
-    def _tag(self, asked: Sequence[Asked]) -> list[Tagging]:
-        found = []
-        for a, outputs in zip(asked, self._in_batches(asked, self._head_outputs), strict=True):
-            task = a.entry.prompt.task
-            likely, chosen = outputs.softmax(dim=-1).max(dim=-1)
-            answered = dict(zip(a.example.words, zip(chosen.tolist(), likely.tolist(), strict=True), strict=True))
-            words = range(len(several(a.row, task.field or "", None)))
-            labels = tuple(task.labels[answered[i][0]] if i in answered else None for i in words)
-            probabilities = tuple(answered[i][1] if i in answered else None for i in words)
-            found.append(Tagging(labels, probabilities, a.example.cut))
-        return found
+    def _tag(self, asked: Sequence[AskedRow]) -> list[Tagging]:
+        return [tagging(a, o) for a, o in zip(asked, self._in_batches(asked, self._head_outputs), strict=True)]
 
-    def _extract(self, asked: Sequence[Asked]) -> list[Span]:
-        found = []
-        for a, outputs in zip(asked, self._in_batches(asked, self._head_outputs), strict=True):
-            first, last, likely = best_span(outputs)
-            start, end = a.example.spans[first][0], a.example.spans[last][1]
-            answer = text(a.row, a.entry.prompt.task.field or "", None)[start:end]
-            # Many a token begins with the blank before its word.
-            start += len(answer) - len(answer.lstrip())
-            answer = answer.strip()
-            found.append(Span(answer, start, start + len(answer), likely, a.example.cut))
-        return found
+    def _extract(self, asked: Sequence[AskedRow]) -> list[Span]:
+        return [span(a, o) for a, o in zip(asked, self._in_batches(asked, self._head_outputs), strict=True)]
 
-    def _embed(self, asked: Sequence[Asked]) -> list[Embedding]:
+    def _embed(self, asked: Sequence[AskedRow]) -> list[Embedding]:
         vectors = self._in_batches(asked, lambda e, x: row_vectors(self._forward, x, *self._fillings(e)).tolist())
         return [Embedding(tuple(vector), a.example.cut) for vector, a in zip(vectors, asked, strict=True)]
 
     def _head_outputs(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         """What each row's head makes of its states, one `[S, C]` per row."""
-        fillings, which = self._fillings(entries)
-        heads = [head for e in entries if (head := e.prompt.head) is not None]
-        return head_outputs(self._forward, examples, heads, fillings, which)
+        return head_outputs(self._forward, examples, _heads(entries), *self._fillings(entries))
 
     def _by_word(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
@@ -248,7 +239,8 @@ class Engine:
         return label_log_probabilities(self._forward, examples, verbalizers, fillings, which)
 
     def _by_label_head(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
-        return [outputs[-1].log_softmax(dim=-1) for outputs in self._head_outputs(entries, examples)]
+        rows = head_log_probabilities(self._forward, examples, _heads(entries), *self._fillings(entries))
+        return [row[-1] for row in rows]
 
     def _by_odds(self, entries: Sequence[Entry], examples: Sequence[Example]) -> list[Tensor]:
         fillings, which = self._fillings(entries)
@@ -274,7 +266,7 @@ class Engine:
                 another text; the message says which request.
             SettingsError: `max_new_tokens` below 1, or an option or value that transformers does not take.
         """
-        _check_positive("max_new_tokens", max_new_tokens)
+        check_whole("max_new_tokens", max_new_tokens)
         config = generation_config(self.backbone, max_new_tokens, options)
         asked = self._read_alone(requests, partial(to_write, room_for=max_new_tokens))
         devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
@@ -290,7 +282,7 @@ class Engine:
                     raise
                 raise refused_options(cause) from cause
 
-    def _generate(self, asked: Sequence[Asked], config: GenerationConfig) -> list[Generation]:
+    def _generate(self, asked: Sequence[AskedRow], config: GenerationConfig) -> list[Generation]:
         return self._in_batches(asked, partial(self._write, config=config))
 
     def _write(
@@ -324,7 +316,7 @@ class Engine:
         example: Callable[[Entry, Mapping[str, Any], str], Example],
         *,
         alone: bool = False,
-    ) -> list[tuple[Asked, ...]]:
+    ) -> list[tuple[AskedRow, ...]]:
         """All requests are read before the first is answered.
 
         Args:
@@ -342,9 +334,9 @@ class Engine:
                 entry = self._entry(name)
                 members = (entry,) if isinstance(entry, Entry) else entry.members
                 if isinstance(entry, Ensemble) and (alone or members[0].prompt.task.kind not in CLASSIFYING):
-                    raise no_writers(name, entry.prompt)
+                    raise no_writers(entry.prompt)
                 named = getattr(row, "where", None) or where
-                found.append(tuple(Asked(row, member, example(member, row, named)) for member in members))
+                found.append(tuple(AskedRow(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:
                 error.where = error.where or where
                 raise
@@ -352,11 +344,11 @@ class Engine:
 
     def _read_alone(
         self, requests: Sequence[Request], example: Callable[[Entry, Mapping[str, Any], str], Example]
-    ) -> list[Asked]:
+    ) -> list[AskedRow]:
         return [asked for (asked,) in self._read(requests, example, alone=True)]
 
     def _in_batches(
-        self, asked: Sequence[Asked], answer: Callable[[Sequence[Entry], Sequence[Example]], Sequence[A]]
+        self, asked: Sequence[AskedRow], answer: Callable[[Sequence[Entry], Sequence[Example]], Sequence[A]]
     ) -> list[A]:
         """What `answer` gives for each row, in order; it is called batch by batch."""
         found: dict[int, A] = {}
@@ -365,7 +357,7 @@ class Engine:
             found.update(zip(rows, answers, strict=True))
         return [found[i] for i in range(len(asked))]
 
-    def _batches(self, asked: Sequence[Asked]) -> Iterator[list[int]]:
+    def _batches(self, asked: Sequence[AskedRow]) -> Iterator[list[int]]:
         """Indices of rows of one kind of task and of like length, `batch_size` at a time."""
         kinds = [a.entry.prompt.task.kind for a in asked]
         for kind in sorted(set(kinds)):
@@ -381,29 +373,13 @@ class Engine:
         return [entry.filling for entry in distinct.values()], [index[id(entry)] for entry in entries]
 
 
+def _heads(entries: Sequence[Entry]) -> list[Head]:
+    return [head for e in entries if (head := e.prompt.head) is not None]
+
+
 # For each row the log-probabilities of its labels or, where several may apply, the log-odds of each.
 _CLASSIFY: Mapping[str, Callable[[Engine, Sequence[Entry], Sequence[Example]], list[Tensor]]] = {
     "classification": Engine._by_word,
     "sequence-classification": Engine._by_label_head,
     "multi-label": Engine._by_odds,
 }
-
-
-def _chosen(each: Tensor, labels: Sequence[str], by: By) -> Classification:
-    """What the log-probabilities `[N, C]` that N prompts give the labels say together."""
-    probabilities = mean_log_probabilities(each) if len(each) > 1 else each[0]
-    named = dict(zip(labels, probabilities.exp().tolist(), strict=True))
-    return Classification(labels[int(choice(each, by))], named)
-
-
-def _labelling(each: Tensor, labels: Sequence[str], by: By) -> Labelling:
-    """What the log-odds `[N, C]` that N prompts give the labels say together."""
-    probabilities = each.sigmoid().mean(dim=0)
-    applies = (each > 0).float().mean(dim=0) if by == "vote" and len(each) > 1 else probabilities
-    chosen = tuple(label for label, share in zip(labels, applies.tolist(), strict=True) if share > 0.5)
-    return Labelling(chosen, dict(zip(labels, probabilities.tolist(), strict=True)))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")

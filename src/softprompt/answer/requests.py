@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.artifact import SavedPrompt
 from softprompt.collection import SavedPrompts
 from softprompt.errors import RequestError
 from softprompt.run.forward import Filling
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Kind
 
@@ -57,7 +57,7 @@ class Ensemble:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRow:
     """A row that was read for a prompt."""
 
     row: Mapping[str, Any]
@@ -108,10 +108,14 @@ def to_answer(entry: Entry, row: Mapping[str, Any], where: str, room_for: int) -
     return maker(row, answered=False, where=where, room_for=room_for)
 
 
-def no_writers(name: str, prompt: SavedPrompts) -> RequestError:
-    """What to tell of an ensemble that is asked for more than labels."""
+def no_writers(prompts: SavedPrompts, where: str | None = None) -> RequestError:
+    """What to tell of an ensemble that is asked for more than labels.
+
+    Args:
+        where: how the error calls it.
+    """
     return RequestError(
-        f"{name!r} is an ensemble of {len(prompt.members)} prompts: they vote on labels, but give no other answer "
-        "together",
-        instead=f"Add one of its prompts by itself, the folder {next(iter(prompt.members))} in its own, and ask that.",
+        f"it is an ensemble of {len(prompts.members)} prompts: they vote on labels, but give no other answer together",
+        where=where,
+        instead=f"Ask one of its prompts by itself, such as {next(iter(prompts.members))}.",
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbone import loading, recompute, trials
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
@@ -19,6 +20,7 @@ from softprompt.backbone.context import Context, Stretch
 from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint
 from softprompt.backbone.last_layer import narrowed, products_in_last_layer
 from softprompt.backbone.outputs import Outputs, bodies, gathering
+from softprompt.backbone.positions import cached_tokens, context_lengths, offset_positions
 from softprompt.backbone.sites import probe
 from softprompt.errors import SettingsError, SourceError
 
@@ -40,7 +42,9 @@ class Backbone:
         kind: "decoder" (a token sees what stands before it), "encoder" (a token sees all others) or "encoder-decoder";
             tried on random tokens, not read off a name.
         speaks: whether it has a language modelling head.
+        quantization: how `load` quantised it; None where it did not.
         state_size: the width of a last hidden state; some models have narrower input embeddings.
+        marks_segments: whether it is an encoder that is told which tokens stand behind the first separator.
         sites: where it attends, in calling order.
         lowers: whether what stands in front may be read as keys and values instead of being computed in every row; of
             decoders alone. Checked on random input when the model is taken in, never assumed.
@@ -52,6 +56,7 @@ class Backbone:
         tokenizer: its tokenizer.
         name: what messages call it.
         gradient_checkpointing, compile: as in `load`.
+        quantization: how `load` quantised it.
         fingerprint: where it is known; else it is taken from the weights as they are.
 
     Raises:
@@ -68,8 +73,10 @@ class Backbone:
         gradient_checkpointing: bool = False,
         compile: bool = False,
         fingerprint: str | None = None,
+        quantization: str | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name or model.config.name_or_path
+        self.quantization = quantization
         model.requires_grad_(False)
         model.eval()
         self._table = _input_embeddings(model)
@@ -88,6 +95,7 @@ class Backbone:
         if self.quantized:
             trials.check_gradient(self)
         self.state_size = trials.state_size(self)
+        self.marks_segments = trials.marks_segments(self)
         self.fingerprint = fingerprint or model_fingerprint(model)
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self.kind == "decoder" and trials.lowers(self)
@@ -142,6 +150,7 @@ class Backbone:
             gradient_checkpointing=gradient_checkpointing,
             compile=compile,
             fingerprint=fingerprint,
+            quantization=quantization,
         )
 
     def _check(self) -> None:
@@ -298,6 +307,8 @@ class Backbone:
         *,
         at: Tensor | None = None,
         decoder_ids: Tensor | None = None,
+        encoded: Tensor | None = None,
+        segments: Tensor | None = None,
         head: bool = True,
         record: Record | None = None,
     ) -> Outputs:
@@ -308,10 +319,18 @@ class Backbone:
             at: `[B, S]` int64, the columns whose states are read and go through the head; None for all.
             decoder_ids: `[B, S]` int64, what an encoder-decoder's decoder reads: its states are then the outputs, all
                 of them. Without it they are those of the encoder.
+            encoded: `[B, T, D]`, what the encoder has made of `inputs_embeds` already: it is not run again.
+            segments: `[B, T]` int64, the segment of each token where there are two; see `marks_segments`.
             head: whether logits are wanted.
             record: filled with the keys and values of these tokens.
         """
-        inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds.to(self.dtype), "attention_mask": mask.long()}
+        inputs: dict[str, Any] = {"attention_mask": mask.long()}
+        if encoded is None:
+            inputs["inputs_embeds"] = inputs_embeds.to(self.dtype)
+        else:
+            inputs["encoder_outputs"] = BaseModelOutput(last_hidden_state=encoded)
+        if segments is not None:
+            inputs["token_type_ids"] = segments
         encoder_alone = self.kind == "encoder-decoder" and decoder_ids is None
         if self.kind == "encoder-decoder":
             length = mask.shape[1] if decoder_ids is None else decoder_ids.shape[1]
@@ -371,28 +390,6 @@ class Backbone:
             if at is not None and narrow:
                 stack.enter_context(narrowed(self._products, at, length, lambda: reading.over))
             return (run or self.model)(**inputs)
-
-
-def offset_positions(mask: Tensor, context: Context | None, rows: Tensor | None) -> Tensor:
-    """Position of each token in its whole sequence, `[B, T]` int64; padding is given its neighbour's.
-
-    Args:
-        mask: `[B, T]` bool, True for real tokens.
-        context: what stands before the rows, `rows` the entry each reads.
-    """
-    return (mask.long().cumsum(dim=1) - 1).clamp_min(0) + context_lengths(context, rows)
-
-
-def context_lengths(context: Context | None, rows: Tensor | None) -> Tensor | int:
-    """How many positions stand before each row: `[B, 1]` int64, `[1, 1]` where all have one entry, 0 where none."""
-    if context is None:
-        return 0
-    return (context.lengths if rows is None else context.lengths.index_select(0, rows))[:, None]
-
-
-def cached_tokens(*caches: Any) -> int:
-    """How many tokens the first cache that is there holds; 0 where there is none."""
-    return next((int(cache.get_seq_length()) for cache in caches if cache is not None), 0)
 
 
 def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:

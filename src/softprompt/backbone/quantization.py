@@ -36,7 +36,7 @@ def config_for(quantization: str | None, dtype: torch.dtype) -> dict[str, Any]:
         raise SettingsError(
             f"{quantization} needs {library}, which is not installed",
             where="quantization",
-            instead=f"Run `pip install {library}`.",
+            instead=f"Run `pip install {library}`, or load the weights as they are (--quantization none).",
         )
     if quantization == "int8":
         from torchao.quantization import Int8WeightOnlyConfig

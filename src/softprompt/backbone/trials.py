@@ -83,6 +83,13 @@ def state_size(backbone: Backbone) -> int:
     return _states(backbone, _rows(backbone)[0][None], mask).shape[-1]
 
 
+def marks_segments(backbone: Backbone) -> bool:
+    """Is an encoder told which tokens stand behind the first separator, by its tokenizer's own account?"""
+    if backbone.kind != "encoder" or (getattr(backbone.model.config, "type_vocab_size", None) or 0) < 2:
+        return False
+    return 1 in backbone.tokenizer("a", "a").get("token_type_ids", ())
+
+
 @torch.no_grad()
 def narrows(backbone: Backbone) -> bool:
     """Are states the same where the last layer is computed for them alone?"""

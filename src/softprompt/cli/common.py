@@ -16,6 +16,8 @@ from softprompt.errors import SoftpromptError
 
 if TYPE_CHECKING:
     from softprompt.backbone.backbone import Backbone
+    from softprompt.collection import SavedPrompts
+    from softprompt.saved import SavedPrompt
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -34,7 +36,18 @@ Dtype = Annotated[
 ]
 Quantization = Annotated[
     str | None,
-    typer.Option(help="Keep the model's weights in fewer bits: int8 (with torchao) or nf4 (with bitsandbytes)."),
+    typer.Option(
+        help="Keep the model's weights in fewer bits: int8 (with torchao) or nf4 (with bitsandbytes); or none.",
+        show_default="as the prompt was trained",
+    ),
+]
+With = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--with",
+        metavar="DIR",
+        help="Another prompt of the same task and model; all of them answer together. May be given more than once.",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run at once.")]
 
@@ -91,13 +104,43 @@ def _quiet_libraries() -> None:
 
 
 def load_backbone(name: str, dtype: str, **options: Any) -> Backbone:
-    """The backbone, its loading bar kept off the terminal: it takes a second. `options` as in `Backbone.load`."""
+    """The backbone, its loading bar kept off the terminal: it takes a second. `options` as in
+    `Backbone.load`; "none" is no quantization."""
     from transformers.utils import logging
 
     from softprompt.backbone.backbone import Backbone
 
     logging.disable_progress_bar()
+    if options.get("quantization") == "none":
+        options["quantization"] = None
     return Backbone.load(name, dtype=dtype, **options)
+
+
+def load_asked(folder: Path, others: Sequence[Path] | None) -> SavedPrompt | SavedPrompts:
+    """The prompt that is asked, or the ensemble.
+
+    Args:
+        others: prompts that answer together with that of `folder`.
+
+    Raises:
+        SettingsError: the folder holds prompts that each have a task of their own.
+    """
+    from softprompt.collection import SavedPrompts, ensemble, load_any
+
+    if others:
+        return ensemble([folder, *others])
+    found = load_any(folder)
+    if isinstance(found, SavedPrompts):
+        found.check_ensemble(str(folder))
+    return found
+
+
+def load_backbone_of(
+    prompt: SavedPrompt | SavedPrompts, model: str | None, dtype: str | None, quantization: str | None
+) -> Backbone:
+    """The backbone of a prompt, loaded as it was while training in all that is not said."""
+    way = prompt.quantization if quantization is None else quantization
+    return load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=way)
 
 
 def show_json(result: Any) -> None:

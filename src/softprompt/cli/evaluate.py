@@ -15,7 +15,9 @@ from softprompt.cli.common import (
     Prompt,
     Quantization,
     Quiet,
-    load_backbone,
+    With,
+    load_asked,
+    load_backbone_of,
     show_json,
     show_metrics,
     verb,
@@ -26,6 +28,7 @@ from softprompt.cli.common import (
 def evaluate(
     folder: Prompt,
     data: Annotated[str, typer.Option(help="Rows with answers: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.")],
+    others: With = None,
     model: Model = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -36,14 +39,11 @@ def evaluate(
 ) -> None:
     """Measure a saved prompt, or an ensemble of them, on rows whose answers are known."""
     from softprompt import data as files
-    from softprompt.collection import SavedPrompts, load_any
     from softprompt.learn.evaluation import evaluate as run
 
-    prompt = load_any(folder)
-    if isinstance(prompt, SavedPrompts):
-        prompt.check_ensemble(str(folder))
+    prompt = load_asked(folder, others)
     rows = files.read(data)
-    backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=quantization)
+    backbone = load_backbone_of(prompt, model, dtype, quantization)
     metrics = run(backbone, prompt, rows, batch_size=batch_size, progress=not quiet)
     if as_json:
         show_json({"rows": len(rows), "metrics": metrics})

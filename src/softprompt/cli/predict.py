@@ -16,7 +16,9 @@ from softprompt.cli.common import (
     Prompt,
     Quantization,
     Quiet,
-    load_backbone,
+    With,
+    load_asked,
+    load_backbone_of,
     show_json,
     verb,
 )
@@ -36,6 +38,7 @@ def predict(
     fields: Annotated[
         list[str] | None, typer.Argument(metavar="[FIELD=VALUE]...", help="One row, field by field.")
     ] = None,
+    others: With = None,
     text: Annotated[str | None, typer.Option(help="One row, where its only field is called text.")] = None,
     data: Annotated[str | None, typer.Option(help="Many rows: .jsonl, .csv, .tsv, .parquet, or a Hub dataset.")] = None,
     model: Model = None,
@@ -57,23 +60,16 @@ def predict(
     from dataclasses import asdict
 
     from softprompt.answer.engine import Engine
-    from softprompt.answer.requests import CLASSIFYING
-    from softprompt.collection import SavedPrompts, load_any
+    from softprompt.answer.requests import CLASSIFYING, no_writers
+    from softprompt.collection import SavedPrompts
     from softprompt.run.vote import check_by
 
     check_by(by)
     rows = _rows(fields, text, data)
-    prompt = load_any(folder)
-    if isinstance(prompt, SavedPrompts):
-        prompt.check_ensemble(str(folder))
-        if prompt.task.kind not in CLASSIFYING:
-            raise SettingsError(
-                f"it is an ensemble of {len(prompt.members)} prompts: they vote on labels, but give no other answer "
-                "together",
-                where=str(folder),
-                instead=f"Give one of them: {folder / next(iter(prompt.members))}.",
-            )
-    backbone = load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=quantization)
+    prompt = load_asked(folder, others)
+    if isinstance(prompt, SavedPrompts) and prompt.task.kind not in CLASSIFYING:
+        raise no_writers(prompt, str(folder))
+    backbone = load_backbone_of(prompt, model, dtype, quantization)
     engine = Engine(backbone, batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0

@@ -1,4 +1,5 @@
-"""What a soft prompt has become: each virtual token beside the words it is nearest to and the place it started from."""
+"""What a soft prompt has become: each virtual token beside the words it is nearest to and the place it started from.
+Of a prompt inside the attention, see `softprompt.inspection.prefix`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
-from softprompt.errors import SettingsError
+from softprompt.checks import check_whole
+from softprompt.inspection.prefix import PrefixInspection, inspect_prefix
+from softprompt.saved import SavedPrompt
 
 
 @dataclass(frozen=True)
@@ -62,27 +64,22 @@ class Inspection:
 
 
 @torch.no_grad()
-def inspect(prompt: SavedPrompt, backbone: Backbone, *, nearest: int = 3) -> Inspection:
+def inspect(prompt: SavedPrompt, backbone: Backbone, *, nearest: int = 3) -> Inspection | PrefixInspection:
     """Compare a prompt with the vocabulary and with its start.
 
     Args:
         prompt: read with `training=True` if drift is wanted.
         backbone: the model it belongs to.
-        nearest: how many neighbours are named.
+        nearest: how many neighbours are named, of virtual tokens at the input.
 
     Raises:
         MismatchError: the prompt belongs to another backbone.
         SettingsError: `nearest` below 1.
     """
-    if nearest < 1:
-        raise SettingsError(f"nearest is {nearest}", where="nearest", instead="Give a number of 1 or more.")
+    check_whole("nearest", nearest)
     prompt.check(backbone, "prompt")
     if prompt.values.at_input is None:
-        raise SettingsError(
-            f"it is {prompt.values.describe()}; those have no place among the vocabulary's embeddings",
-            where="prompt",
-            instead="Inspect a prompt that stands at the input (prompt-tuning, p-tuning).",
-        )
+        return inspect_prefix(prompt, list(backbone.site_shapes))
     values = prompt.values.at_input.float()
     start = prompt.state.start["embeddings"].float() if prompt.state else None
     vocabulary = backbone.embed(torch.arange(backbone.vocabulary_size, device=backbone.device)).float().cpu()

@@ -68,6 +68,15 @@ def draw(inspection: Inspection, title: str, path: Path) -> None:
     _rows(norms, rows)
     for axes in (norms, cosines, drifts):
         axes.spines[["top", "right"]].set_visible(False)
+    write(figure, path)
+
+
+def write(figure: Any, path: Path) -> None:
+    """A figure of matplotlib's as a PNG.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         with warnings.catch_warnings():
             # A token in a script that the font lacks is drawn as boxes; the table names it.

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from softprompt.artifact import SavedPrompt
 from softprompt.learn.losses import Loss
 from softprompt.learn.objective import Row
 from softprompt.prompts.method import Parametrization
 from softprompt.run.forward import Answers, Filling, Forward
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example
 
 

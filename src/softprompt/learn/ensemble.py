@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, save_all
 from softprompt.errors import SettingsError
@@ -24,6 +23,7 @@ from softprompt.learn.worked import worked_examples
 from softprompt.prompts.method import Method, check_fit
 from softprompt.prompts.several import Several
 from softprompt.run.forward import Filling, Forward
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 
 

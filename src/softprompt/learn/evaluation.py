@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
+from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts
-from softprompt.errors import SettingsError
 from softprompt.learn import metrics
 from softprompt.learn.progress import bar
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
-from softprompt.run.score import head_outputs, label_log_probabilities
+from softprompt.run.score import head_log_probabilities, label_log_probabilities
 from softprompt.run.vote import choice, mean_log_probabilities
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 
 
@@ -47,11 +47,11 @@ def evaluate(
         RequestError: a row cannot be used; the message names it.
         SettingsError: a batch size below 1, or a folder of prompts that each have a task of their own.
     """
-    if batch_size < 1:
-        raise SettingsError(f"batch_size is {batch_size}", where="batch_size", instead="Give a number of 1 or more.")
+    check_whole("batch_size", batch_size)
     prompt.check(backbone, "prompt")
     if isinstance(prompt, SavedPrompts):
         prompt.check_ensemble("prompt")
+    prompt.note_quantization(backbone, "prompt")
     saved = dict(prompt.members) if isinstance(prompt, SavedPrompts) else {"": prompt}
     members = {name: Measured.of(backbone, own, rows) for name, own in saved.items()}
     with bar("Evaluating", len(rows), "row", show=progress) as evaluating:
@@ -78,7 +78,7 @@ class Measured:
 
     @classmethod
     def of(cls, backbone: Backbone, prompt: SavedPrompt, rows: Sequence[Mapping[str, Any]]) -> Measured:
-        maker = example_maker(backbone, prompt.task)
+        maker = example_maker(backbone, prompt.task, inside=prompt.inside)
         return cls(maker, maker.all(rows), Filling(prompt.values, {}), prompt.head)
 
 
@@ -126,7 +126,7 @@ def _scores(forward: Forward, members: Sequence[Measured], part: Sequence[int]) 
     fillings = [m.filling for m in members]
     heads = [m.head for m in members for _ in part if m.head is not None]
     if heads:
-        return [o[-1].log_softmax(dim=-1) for o in head_outputs(forward, examples, heads, fillings, which)]
+        return [row[-1] for row in head_log_probabilities(forward, examples, heads, fillings, which)]
     verbalizers = [m.maker.verbalizer for m in members for _ in part if m.maker.verbalizer is not None]
     return label_log_probabilities(forward, examples, verbalizers, fillings, which)
 

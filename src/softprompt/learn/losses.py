@@ -128,7 +128,7 @@ class LabelHeadLoss(Loss):
     def choices(self, answers: Answers, head: Head | None) -> Tensor:
         """Of each row's label, or of each word's."""
         assert head is not None, "the task has one"
-        return head(self._read(answers)).log_softmax(dim=-1)
+        return head.log_probabilities(self._read(answers))
 
     def _read(self, answers: Answers) -> Tensor:
         return answers.states[:, -1] if self.one_a_row else answers.states[answers.targets != IGNORED]

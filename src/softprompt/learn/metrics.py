@@ -23,7 +23,14 @@ from torch.nn import functional as F
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.loss import answer_loss, likeness_loss, odds_loss, span_loss
-from softprompt.run.score import best_span, head_outputs, label_log_probabilities, label_odds, row_vectors
+from softprompt.run.score import (
+    best_span,
+    head_log_probabilities,
+    head_outputs,
+    label_log_probabilities,
+    label_odds,
+    row_vectors,
+)
 from softprompt.text.answers import BEGINS, ENDS
 from softprompt.text.batch import IGNORED
 from softprompt.text.examples import Example
@@ -41,8 +48,8 @@ def _classification(
     labels: list[int | None] = []
     for batch in batches:
         if head is not None:
-            outputs = head_outputs(forward, batch, [head] * len(batch), [filling])
-            scores += [row[-1].log_softmax(dim=-1) for row in outputs]
+            rows = head_log_probabilities(forward, batch, [head] * len(batch), [filling])
+            scores += [row[-1] for row in rows]
         else:
             assert verbalizer is not None, "it has label words, or a head"
             scores += label_log_probabilities(forward, batch, [verbalizer] * len(batch), [filling])
@@ -56,8 +63,7 @@ def _token_classification(
     scores: list[Tensor] = []
     labels: list[int] = []
     for batch in batches:
-        outputs = head_outputs(forward, batch, [head] * len(batch), [filling])
-        scores += [row.log_softmax(dim=-1) for row in outputs]
+        scores += head_log_probabilities(forward, batch, [head] * len(batch), [filling])
         labels += [label for e in batch for label in e.target]
     return _likeliest(torch.cat(scores), torch.tensor(labels))
 

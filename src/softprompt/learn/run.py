@@ -19,7 +19,6 @@ import transformers
 from transformers import TrainerCallback
 
 from softprompt import artifact
-from softprompt.artifact import SavedPrompt
 from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
 from softprompt.learn import checkpoints
 from softprompt.learn.objective import Objective, Row
@@ -28,6 +27,7 @@ from softprompt.learn.settings import Settings
 from softprompt.learn.trainer import Learner, LearnerTrainer
 from softprompt.prompts.method import Parametrization, count
 from softprompt.run.forward import Forward
+from softprompt.saved import SavedPrompt
 
 if TYPE_CHECKING:
     from softprompt.learn.training import Member
@@ -128,7 +128,7 @@ class Run(Generic[T]):
         for number, member in enumerate(self.members):
             own = member.facts(self.parametrization, number)
             facts |= {f"{member.name}'s {name}" if member.name else name: fact for name, fact in own.items()}
-        return json.loads(json.dumps({**facts, **self.settings.facts(), **self.more}))
+        return json.loads(json.dumps({**facts, **self.settings.deciding(), **self.more}))
 
     def _through(self, folder: Path, rescue_by: Path | None, *, resume: bool) -> Outcome[T]:
         """Train; where the loss is no longer a number, the last good prompt is saved beside `rescue_by`."""
@@ -140,7 +140,7 @@ class Run(Generic[T]):
         outcome, history = self.parametrization, []
         kept: Sequence[Metrics | None] = [None] * len(self.members)
         if objective is not None:
-            trainer = self._trainer(objective, folder)
+            trainer = self._trainer(objective, folder, rescues=rescue_by is not None)
             try:
                 trainer.run(checkpoints.last_checkpoint(folder) if resume else None)
             except DivergenceError as error:
@@ -160,6 +160,7 @@ class Run(Generic[T]):
             "texts_not_kept": left,
             "computation_shared": self.forward.backbone.lowers,
             "quantized": self.forward.backbone.quantized,
+            "quantization": self.forward.backbone.quantization,
             "reading_seconds": round(read - began, 1),
             "training_seconds": round(trained - read, 1),
             "torch": str(torch.__version__),
@@ -172,18 +173,12 @@ class Run(Generic[T]):
                 "training_rows": len(member.data),
                 "evaluation_rows": len(member.held_out),
                 "rows_cut": sum(e.cut > 0 for e in [*member.data, *member.held_out]),
-                "trained_parameters": self._trained(number),
+                "trained_parameters": count(self.parametrization.learned_by(number)),
             }
             prompts.append(member.prompt(outcome, number, own, own_facts | facts))
         return Outcome(self.together(prompts), history)
 
-    def _trained(self, number: int) -> int:
-        """How many numbers a member's prompt was learned by."""
-        parts = self.parametrization.parts()
-        own = parts[number] if len(parts) > 1 else self.parametrization
-        return count([p for group in own.groups().values() for p in group])
-
-    def _trainer(self, objective: Objective, folder: Path) -> LearnerTrainer:
+    def _trainer(self, objective: Objective, folder: Path, *, rescues: bool) -> LearnerTrainer:
         return LearnerTrainer(
             Learner(self.parametrization, objective),
             self.settings,
@@ -196,6 +191,7 @@ class Run(Generic[T]):
             device=self.forward.backbone.device,
             title=self.title,
             callbacks=self.callbacks,
+            rescues=rescues,
         )
 
     def measure(self, parametrization: Parametrization) -> list[Metrics]:

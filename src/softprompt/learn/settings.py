@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
+from softprompt.checks import check_whole
 from softprompt.errors import SettingsError
 from softprompt.run.forward import BUDGET
 
@@ -58,19 +59,18 @@ class Settings:
     MEASURING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes", "seed")
     """What matters where nothing is learned, too."""
 
+    COMPUTING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes")
+    """What decides how much is computed or kept at once, and nothing about the outcome but its rounding."""
+
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seed", "eval_every", "eval_batch_size", "cache_bytes"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a whole number.")
+        for name, least in (("steps", 1), ("batch_size", 1), ("eval_batch_size", 1), ("seed", 0), ("cache_bytes", 0)):
+            check_whole(name, getattr(self, name), least)
+        if self.eval_every is not None:
+            check_whole("eval_every", self.eval_every)
         for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number.")
-        for name in ("steps", "batch_size", "eval_batch_size", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} is {value}", where=name, instead="Give a number of 1 or more.")
         if self.learning_rate is not None and self.learning_rate > MAX_LEARNING_RATE:
             raise SettingsError(
                 f"learning_rate is {self.learning_rate}", where="learning_rate", instead="Give a number such as 0.005."
@@ -79,9 +79,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SettingsError(f"{name} is {value}", where=name, instead="Give a positive number.")
-        for name in ("weight_decay", "seed", "cache_bytes"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} is {getattr(self, name)}", where=name, instead="Give 0 or more.")
+        if not self.weight_decay >= 0:
+            raise SettingsError(f"weight_decay is {self.weight_decay}", where="weight_decay", instead="Give 0 or more.")
         if self.seed > MAX_SEED:
             raise SettingsError(f"seed is {self.seed}", where="seed", instead=f"Give {MAX_SEED} or less.")
         if not 0 <= self.warmup < 1:
@@ -109,6 +108,10 @@ class Settings:
     def facts(self) -> dict[str, Any]:
         """The settings by name, as JSON can hold them."""
         return asdict(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """Those of `facts` that decide about the outcome."""
+        return {name: value for name, value in self.facts().items() if name not in self.COMPUTING}
 
     @classmethod
     def known(cls) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
+from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, check_names, save_all
 from softprompt.errors import SettingsError, SoftpromptError
 from softprompt.learn.evaluation import average
@@ -21,8 +21,9 @@ from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
 from softprompt.learn.teachers import Given, Teaching, teacher_settings
 from softprompt.learn.training import Member, host, with_heads
-from softprompt.prompts.method import Method, Parametrization, shares_nothing
+from softprompt.prompts.method import Method, Parametrization, check_fit, count, shares_nothing
 from softprompt.run.forward import Forward
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 
 DISTILL = 0.9
@@ -126,6 +127,8 @@ def train_sources(
         mixing_limit=mixing_limit,
     )
     check_place(output, overwrite=overwrite, resume=resume)
+    for source in sources.values():
+        check_fit(method, source.task, backbone.kind, backbone.name)
     members = [Member(backbone, source.task, method, settings, name) for name, source in sources.items()]
     _check_lengths(members)
     for member, source in zip(members, sources.values(), strict=True):
@@ -149,18 +152,25 @@ def train_sources(
         more = teaching.prepare(forward, folder, resume=resume) if teaching else None
         return Objective(forward, [member.loss for member in members], more)
 
+    built = _built(members, settings.seed)
+
     def together(prompts: Sequence[SavedPrompt]) -> SavedPrompts:
         taught = teaching.prompts if teaching else {}
         return SavedPrompts(
             "sources",
             dict(zip(sources, prompts, strict=True)),
-            {**settings.facts(), **facts, "teachers": {name: dict(t.metrics) for name, t in taught.items()}},
+            {
+                **settings.facts(),
+                **facts,
+                "teachers": {name: dict(t.metrics) for name, t in taught.items()},
+                "trained_parameters_of_all_tasks": count(list(built.parameters())),
+            },
             average([prompt.metrics for prompt in prompts]),
         )
 
     run = Run(
         members=members,
-        parametrization=_built(members, settings.seed),
+        parametrization=built,
         forward=forward,
         draw=Mixed(rows, settings.batch_size, settings.seed, mixing_limit),
         settings=settings,
@@ -207,10 +217,7 @@ def check_sources(
             where="batch_size",
             instead=f"Give {len(names)} or more.",
         )
-    if isinstance(mixing_limit, bool) or not isinstance(mixing_limit, int) or mixing_limit < 1:
-        raise SettingsError(
-            f"mixing_limit is {mixing_limit!r}", where="mixing_limit", instead="Give a number of 1 or more."
-        )
+    check_whole("mixing_limit", mixing_limit)
     if isinstance(distill, bool) or not isinstance(distill, (int, float)) or not 0 <= distill < float("inf"):
         raise SettingsError(f"distill is {distill!r}", where="distill", instead="Give a number of 0 (off) or more.")
     if not distill and (teacher_steps is not None or teacher_learning_rate is not None):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from softprompt import artifact, atomic
-from softprompt.artifact import SavedPrompt
 from softprompt.errors import DivergenceError, SettingsError, SoftpromptError
 from softprompt.learn import checkpoints
 from softprompt.learn.distillation import Teachers
@@ -18,6 +17,7 @@ from softprompt.learn.training import Member, run_alone
 from softprompt.prompts import PromptTuning
 from softprompt.run.forward import Forward
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example
 
 Given = str | Path | SavedPrompt | None
@@ -149,7 +149,7 @@ def _examples(student: Member, teacher: SavedPrompt) -> dict[Example, Example]:
     Where two rows look alike to the student, its teacher reads the last of them.
     """
     where = f"the teacher of {student.name}"
-    maker = example_maker(student.backbone, teacher.task)
+    maker = example_maker(student.backbone, teacher.task, inside=teacher.inside)
     try:
         own = maker.all(student.rows)
     except SoftpromptError as error:

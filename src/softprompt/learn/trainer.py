@@ -93,6 +93,7 @@ class LearnerTrainer(Trainer):
         device: where the backbone is.
         title: what stands before the progress bar; None where none is shown.
         callbacks: more of them.
+        rescues: whether the last good parameters are wanted where the loss is no longer a number.
     """
 
     def __init__(
@@ -109,13 +110,14 @@ class LearnerTrainer(Trainer):
         device: torch.device,
         title: str | None,
         callbacks: Sequence[TrainerCallback],
+        rescues: bool,
     ) -> None:
         self.learner = learner
-        self._measure, self._names = measure, names
+        self._measure, self._names, self._rescues = measure, names, rescues
         self.kept: list[Mapping[str, float] | None] = [None] * len(names)
         """The metrics of each prompt that is kept; None where it was measured before this run went on."""
         self.last_good: dict[str, Tensor] | None = None
-        """The parameters with which the loss was last a number."""
+        """The state with which the loss was last a number; None where it is not wanted."""
         log_every = max(1, settings.steps // 30)
         arguments = TrainingArguments(
             output_dir=str(folder),
@@ -188,7 +190,15 @@ class LearnerTrainer(Trainer):
 
     def remember(self) -> None:
         """Take the parameters, as they are, for good ones."""
-        self.last_good = {k: v.clone() for k, v in self.learner.parametrization.state_dict().items()}
+        if not self._rescues:
+            return
+        parametrization = self.learner.parametrization
+        if self.last_good is None:
+            self.last_good = {name: t.clone() for name, t in parametrization.state_dict().items()}
+            return
+        # Into the same memory, and no buffer: an encoder or an MLP may be large, and nothing else changes.
+        for name, parameter in parametrization.named_parameters():
+            self.last_good[name].copy_(parameter.detach())
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the prompts as they stand, log that, and keep what is the best."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
-from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import DataError, SettingsError
@@ -28,6 +27,7 @@ from softprompt.prompts.head import Head, Headed, without_head
 from softprompt.prompts.method import Host, Method, Parametrization, check_fit, resolve_task
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt, TrainingState
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Task
 from softprompt.text.worked import WorkedExamples
@@ -84,7 +84,8 @@ def train(
             is through.
         overwrite: replace a prompt that stands there.
         resume: go on from the last checkpoint of an interrupted run with the same settings and rows; the outcome is
-            that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint.
+            that of a run that was never interrupted, to the last bit. Begins anew where there is no checkpoint. What
+            decides nothing but rounding (`eval_batch_size`, `cache_bytes`) may be changed.
         progress: show progress bars.
         callbacks: of transformers' Trainer: trackers, early stopping.
         start: a saved prompt of the same method to begin from, instead of the method's own start; or a folder of
@@ -183,6 +184,8 @@ class Begun:
 class Member:
     """One prompt of a run: its task and its rows, how it is measured, and what of it is saved.
 
+    That the method is for such a task and backbone is checked before; see `check_fit`.
+
     Attributes:
         name: what it is called beside others; empty where it is alone.
         learns: whether there is anything to train, be it a head alone.
@@ -204,11 +207,10 @@ class Member:
         name: str = "",
         worked: WorkedExamples | None = None,
     ) -> None:
-        check_fit(method, task, backbone.kind, backbone.name)
         self.backbone, self.method, self.settings, self.name = backbone, method, settings, name
         self.worked = worked
         self.task = resolve_task(task, method, worked)
-        self.maker = example_maker(backbone, self.task)
+        self.maker = example_maker(backbone, self.task, inside=method.INSIDE)
         self.learns = method.LEARNS or bool(task.outputs)
         self.learning_rate = settings.learning_rate or method.LEARNING_RATE or HEAD_LEARNING_RATE
         self.rows: Sequence[Mapping[str, Any]] = ()
@@ -281,6 +283,7 @@ class Member:
         return {
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "quantized": self.backbone.quantized,
+            "quantization": self.backbone.quantization,
             "template": self.task.template.source,
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],

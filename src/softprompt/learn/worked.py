@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import SettingsError
 from softprompt.prompts.method import Method, place_slots
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
 from softprompt.text.worked import WorkedExamples
 from softprompt.text.write import work

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from softprompt.checks import check_whole
 from softprompt.errors import SettingsError
 from softprompt.prompts.method import Asked, Host, Method, Parametrization
 from softprompt.prompts.prompt import VirtualTokens
@@ -77,12 +78,9 @@ class ContextAwarePromptTuning(Method):
     example_length: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("examples", "example_length"):
-            value = getattr(self, name)
-            if name == "example_length" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number of 1 or more.")
+        check_whole("examples", self.examples)
+        if self.example_length is not None:
+            check_whole("example_length", self.example_length)
         for name in ("gamma", "input_epsilon", "format_epsilon"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:

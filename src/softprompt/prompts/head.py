@@ -38,6 +38,10 @@ class Head(nn.Module):
         """`[..., D] -> [..., C]` float32."""
         return nn.functional.linear(states.float(), self.weight.to(states.device), self.bias.to(states.device))
 
+    def log_probabilities(self, states: Tensor) -> Tensor:
+        """Of each output among all: `[..., D] -> [..., C]` float32."""
+        return self(states).log_softmax(dim=-1)
+
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name: float32, on the CPU, in memory of its own."""
         return {name: getattr(self, name).detach().to("cpu", torch.float32).clone() for name in _NAMES}
@@ -96,6 +100,10 @@ class Headed(Parametrization):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return self.prompt.groups() | {"head": list(self.heads.parameters())}
+
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        head = self.head_for(task)
+        return self.prompt.learned_by(task) + ([] if head is None else list(head.parameters()))
 
     def rates(self) -> dict[str, float]:
         return self.prompt.rates() | {"head": self.rate}

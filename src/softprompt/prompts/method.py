@@ -90,6 +90,10 @@ class Parametrization(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by name of group; a learning rate may be given for each."""
 
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        """The parameters that the prompt of a task is learned by; some of them may be other tasks', too."""
+        return [p for group in self.groups().values() for p in group]
+
     def rates(self) -> dict[str, float]:
         """For groups that are trained faster or slower than the learning rate says: by how many times."""
         return {}
@@ -191,24 +195,6 @@ def shares_nothing(method: Method) -> SettingsError:
         where="method",
         instead="Use multitask, or train a prompt for each task.",
     )
-
-
-def check_whole(name: str, value: object) -> None:
-    """
-    Raises:
-        SettingsError: the setting is no whole number of 1 or more.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give a number of 1 or more.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """
-    Raises:
-        SettingsError: the setting is neither true nor false.
-    """
-    if not isinstance(value, bool):
-        raise SettingsError(f"{name} is {value!r}", where=name, instead="Give true or false.")
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from softprompt.checks import check_whole
 from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_whole
+from softprompt.prompts.method import Host, Method, Parametrization
 from softprompt.prompts.prompt import VirtualTokens
 
 _SHARED, _LEFT, _RIGHT = "shared", "left.0", "right.0"
@@ -57,8 +58,7 @@ class MultitaskPromptTuning(Method):
 
     def __post_init__(self) -> None:
         check_whole("tokens", self.tokens)
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise SettingsError(f"rank is {self.rank!r}", where="rank", instead="Give a number of 1 or more.")
+        check_whole("rank", self.rank)
         check_init(self.init, self.text)
         rate = self.factor_rate
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= _MAX_FACTOR_RATE:
@@ -107,6 +107,9 @@ class _Decomposed(Parametrization):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"shared": [self.shared], "factors": [*self.left, *self.right]}
+
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        return [self.shared, self.left[task], self.right[task]]
 
     def rates(self) -> dict[str, float]:
         return {"factors": self.factor_rate}

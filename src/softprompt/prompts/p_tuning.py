@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from softprompt.checks import check_flag, check_whole
 from softprompt.errors import SettingsError
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole, modules_draw_from
+from softprompt.prompts.method import Host, Method, Parametrization, modules_draw_from
 from softprompt.prompts.prompt import VirtualTokens
 
 Encoder = Literal["lstm", "mlp", "none"]

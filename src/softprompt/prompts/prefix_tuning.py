@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from softprompt.checks import check_flag, check_whole
 from softprompt.errors import SettingsError, SourceError
 from softprompt.prompts.initialize import check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_flag, check_whole, modules_draw_from
+from softprompt.prompts.method import Host, Method, Parametrization, modules_draw_from
 from softprompt.prompts.prompt import Prefix, Sites
 
 PrefixInit = Literal["random", "zero", "vocabulary", "text", "labels"]

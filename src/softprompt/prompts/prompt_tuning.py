@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from softprompt.checks import check_whole
 from softprompt.prompts.initialize import Init, check_init, initialize
-from softprompt.prompts.method import Host, Method, Parametrization, check_whole
+from softprompt.prompts.method import Host, Method, Parametrization
 from softprompt.prompts.prompt import VirtualTokens
 
 

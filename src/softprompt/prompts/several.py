@@ -42,6 +42,9 @@ class Several(Parametrization):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {f"{k}.{name}": group for k, part in enumerate(self.parts()) for name, group in part.groups().items()}
 
+    def learned_by(self, task: int = 0) -> list[nn.Parameter]:
+        return self._member(task).learned_by()
+
     def rates(self) -> dict[str, float]:
         return {f"{k}.{name}": rate for k, part in enumerate(self.parts()) for name, rate in part.rates().items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Prepared:
         mask: `[B, T]` bool.
         at, targets: `[B, S]` int64; see `Batch`.
         decoder_ids: `[B, U]` int64, or None; see `Batch`.
+        segments: `[B, T]` int64, or None; see `Batch`.
         context: what stands before the rows, or None.
         rows: `[B]` int64, the entry of `context` each row reads; None where there is one, or one per row.
         asked: for each prompt `[A, V]` logits at the virtual tokens it asks about; see `Filling`.
@@ -41,6 +42,7 @@ class Prepared:
     at: Tensor
     targets: Tensor
     decoder_ids: Tensor | None
+    segments: Tensor | None
     context: Context | None
     rows: Tensor | None
     asked: tuple[Tensor, ...]
@@ -69,6 +71,32 @@ class Answers:
         picked = list(rows)
         logits = None if self.logits is None else self.logits[picked]
         return Answers(self.states[picked], logits, self.targets[picked], self.asked)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder made of B rows.
+
+    Attributes:
+        states: `[B, T, D]`.
+        inputs_embeds, mask, context, rows: as in `Prepared`.
+    """
+
+    inputs_embeds: Tensor
+    mask: Tensor
+    states: Tensor
+    context: Context | None
+    rows: Tensor | None
+
+    def of(self, rows: Sequence[int]) -> Encoded:
+        """Those of some rows, which may stand there more than once."""
+        picked = torch.tensor(rows, device=self.mask.device)
+        entries = self.rows
+        if entries is not None:
+            entries = entries[picked]
+        elif self.context is not None and self.context.size > 1:
+            entries = picked  # one for each row
+        return Encoded(self.inputs_embeds[picked], self.mask[picked], self.states[picked], self.context, entries)
 
 
 @dataclass(frozen=True)
@@ -126,7 +154,9 @@ class Forward:
         context, rows, asked = self._before(plans, fillings, which)
         batch = self._batch(examples, plans)
         inputs = self._embed(batch, fillings, which)
-        return Prepared(inputs, batch.mask, batch.at, batch.targets, batch.decoder_ids, context, rows, asked)
+        return Prepared(
+            inputs, batch.mask, batch.at, batch.targets, batch.decoder_ids, batch.segments, context, rows, asked
+        )
 
     def __call__(
         self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
@@ -147,21 +177,62 @@ class Forward:
         """What the model answers; `head` tells whether logits are wanted, the rest as in `prepare`."""
         p = self.prepare(examples, fillings, which)
         outputs = self.backbone.outputs(
-            p.inputs_embeds, p.mask, p.context, p.rows, at=p.at, decoder_ids=p.decoder_ids, head=head
+            p.inputs_embeds,
+            p.mask,
+            p.context,
+            p.rows,
+            at=p.at,
+            decoder_ids=p.decoder_ids,
+            segments=p.segments,
+            head=head,
         )
         return Answers(outputs.states, outputs.logits, p.targets, p.asked)
+
+    def encode(
+        self, examples: Sequence[Example], fillings: Sequence[Filling], which: Sequence[int] | None = None
+    ) -> Encoded:
+        """What the encoder of an encoder-decoder makes of rows, whatever their answers; arguments as in `prepare`."""
+        p = self.prepare([replace(e, target=()) for e in examples], fillings, which)
+        states = self.backbone.outputs(p.inputs_embeds, p.mask, p.context, p.rows, head=False).states
+        return Encoded(p.inputs_embeds, p.mask, states, p.context, p.rows)
+
+    def decode(self, encoded: Encoded, rows: Sequence[int], targets: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Logits `[N, S, V]` and the answers `[N, S]`, of N answers to encoded rows.
+
+        Args:
+            encoded: the rows.
+            rows: for each answer its row.
+            targets: the answers.
+        """
+        batch = Batch.of([(0,)] * len(rows), targets, decoder_start=self.backbone.decoder_start)
+        batch = batch.to(self.backbone.device)
+        own = encoded.of(rows)
+        outputs = self.backbone.outputs(
+            own.inputs_embeds,
+            own.mask,
+            own.context,
+            own.rows,
+            at=batch.at,
+            decoder_ids=batch.decoder_ids,
+            encoded=own.states,
+        )
+        assert outputs.logits is not None, "an encoder-decoder has an LM head, or it would not have been taken in"
+        return outputs.logits, batch.targets
 
     def _batch(self, examples: Sequence[Example], plans: Sequence[Plan]) -> Batch:
         """The rows as they are run. All of them are answered in one way: written, or read at positions of theirs."""
         reads: list[Sequence[int] | None] = []
+        seconds: list[int | None] = []
         for example, p in zip(examples, plans, strict=True):
             before = len(example.tokens) - len(p.row)
             reads.append(None if example.reads is None else [i - before for i in example.reads])
+            seconds.append(None if example.second_at is None else example.second_at - before)
         writes = any(e.reads is None for e in examples)
         return Batch.of(
             [p.row for p in plans],
             [e.target for e in examples],
             reads,
+            seconds if self.backbone.marks_segments else (),
             decoder_start=self.backbone.decoder_start if writes else (),
             in_front=self.backbone.pads_in_front,
         ).to(self.backbone.device)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutputWithPast
 
-from softprompt.backbone.backbone import Backbone, cached_tokens, context_lengths, offset_positions
+from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.context import Context
+from softprompt.backbone.positions import cached_tokens, context_lengths, offset_positions
 
 
 class PromptedModel(nn.Module, GenerationMixin):

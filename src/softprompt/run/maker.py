@@ -8,15 +8,20 @@ from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import SPOKEN, Task
 
 
-def example_maker(backbone: Backbone, task: Task) -> ExampleMaker:
+def example_maker(backbone: Backbone, task: Task, *, inside: bool = False) -> ExampleMaker:
     """What makes examples of a task for a backbone.
+
+    Args:
+        inside: whether the prompt stands inside the attention.
 
     Raises:
         TemplateError: a model of this kind does not answer where the template says.
         SourceError: the task is answered in words, and the model has no language modelling head.
         LabelError, LengthError: as `ExampleMaker`.
     """
-    maker = ExampleMaker(task, backbone.tokenizer, backbone.positions, backbone.kind, len(backbone.decoder_start))
+    maker = ExampleMaker(
+        task, backbone.tokenizer, backbone.positions, backbone.kind, len(backbone.decoder_start), inside=inside
+    )
     if task.kind in SPOKEN and not backbone.speaks:
         raise SourceError(
             f"it has no language modelling head, so it cannot answer a {task.kind} in words",

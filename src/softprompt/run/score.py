@@ -38,16 +38,21 @@ def label_log_probabilities(
     which = which if which is not None else [0] * len(examples)
     # Each row stands once for every distinct continuation that has to be scored: once in all where first tokens differ.
     candidates = [(v.words[0][:1],) if v.by_first_token else v.words for v in verbalizers]
-    asked = [replace(e, target=word) for e, words in zip(examples, candidates, strict=True) for word in words]
-    prompts = [k for k, words in zip(which, candidates, strict=True) for _ in words]
-    owners = [v for v, words in zip(verbalizers, candidates, strict=True) for _ in words]
+    asked = [(i, word) for i, words in enumerate(candidates) for word in words]
+    # Of an encoder-decoder only the answers are run again.
+    encoded = forward.encode(examples, fillings, which) if forward.backbone.kind == "encoder-decoder" else None
     size = max(len(examples), _PORTION)
     found: list[Tensor] = []
     for start in range(0, len(asked), size):
-        part = slice(start, start + size)
-        found += _scores(*forward(asked[part], fillings, prompts[part]), owners[part])
-    rows = iter(found)
-    return [torch.cat([next(rows) for _ in words]).log_softmax(dim=-1) for words in candidates]
+        rows, words = zip(*asked[start : start + size], strict=True)
+        if encoded is not None:
+            answers = forward.decode(encoded, rows, words)
+        else:
+            part = [replace(examples[i], target=word) for i, word in zip(rows, words, strict=True)]
+            answers = forward(part, fillings, [which[i] for i in rows])
+        found += _scores(*answers, [verbalizers[i] for i in rows])
+    scores = iter(found)
+    return [torch.cat([next(scores) for _ in words]).log_softmax(dim=-1) for words in candidates]
 
 
 def _scores(logits: Tensor, targets: Tensor, verbalizers: Sequence[Verbalizer]) -> Iterator[Tensor]:
@@ -101,6 +106,19 @@ def head_outputs(
     """
     answers = forward.answers(examples, fillings, which, head=False)
     return [head(states) for head, states in zip(heads, _read(answers, examples), strict=True)]
+
+
+@torch.inference_mode()
+def head_log_probabilities(
+    forward: Forward,
+    examples: Sequence[Example],
+    heads: Sequence[Head],
+    fillings: Sequence[Filling],
+    which: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Log-probability of each label at each state that is read, one `[S, C]` float32 per row; arguments as above."""
+    answers = forward.answers(examples, fillings, which, head=False)
+    return [head.log_probabilities(states) for head, states in zip(heads, _read(answers, examples), strict=True)]
 
 
 @torch.inference_mode()

@@ -23,6 +23,8 @@ class Batch:
             row of fewer is padded in front (with column 0), so that all answers end in the last.
         targets: `[B, S]` int64; what is to be predicted there, `IGNORED` where nothing is.
         decoder_ids: `[B, U]` int64; what the decoder of an encoder-decoder reads, padded behind; None for the others.
+        segments: `[B, T]` int64; 0 up to where the second segment of a row begins, and 1 from there on; None where no
+            row has a second one.
     """
 
     ids: Tensor
@@ -30,6 +32,7 @@ class Batch:
     at: Tensor
     targets: Tensor
     decoder_ids: Tensor | None = None
+    segments: Tensor | None = None
 
     @classmethod
     def of(
@@ -37,6 +40,7 @@ class Batch:
         sequences: Sequence[Sequence[int]],
         targets: Sequence[Sequence[int]] | None = None,
         reads: Sequence[Sequence[int] | None] | None = None,
+        seconds: Sequence[int | None] = (),
         *,
         decoder_start: Sequence[int] = (),
         in_front: bool = True,
@@ -49,6 +53,7 @@ class Batch:
             reads: for each row the positions whose output is read, one for each of its targets if it has some. None
                 where its answer is written: all of that but the last token is then appended to the row, so that each
                 of its tokens is predicted from what stands before it.
+            seconds: for each row where its second segment begins, None where it has none; empty where no row has one.
             decoder_start: what a decoder of its own reads before an answer that is written; the answer is appended to
                 that and not to the row.
             in_front: whether rows are padded in front, or behind.
@@ -70,13 +75,25 @@ class Batch:
             torch.tensor([_padded(list(place), last, 0, True) for place in at]),
             torch.tensor([_padded(list(a), last, IGNORED, True) for a in answers]),
             torch.tensor([_padded(w, max(map(len, written)), 0, False) for w in written]) if decoder_start else None,
+            torch.tensor([_padded(s, width, 0, in_front) for s in map(_segments, rows, seconds)])
+            if any(second is not None for second in seconds)
+            else None,
         )
 
     def to(self, device: torch.device) -> Batch:
-        decoder_ids = None if self.decoder_ids is None else self.decoder_ids.to(device)
+        decoder_ids, segments = (None if t is None else t.to(device) for t in (self.decoder_ids, self.segments))
         return Batch(
-            self.ids.to(device), self.mask.to(device), self.at.to(device), self.targets.to(device), decoder_ids
+            self.ids.to(device),
+            self.mask.to(device),
+            self.at.to(device),
+            self.targets.to(device),
+            decoder_ids,
+            segments,
         )
+
+
+def _segments(row: list[int], second: int | None) -> list[int]:
+    return [int(second is not None and i >= second) for i in range(len(row))]
 
 
 def _padded(row: list[int], width: int, filler: int, in_front: bool) -> list[int]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.errors import DataError, LengthError, SourceError, TemplateError
+from softprompt.errors import DataError, LengthError, SourceError
 from softprompt.text import answers, fields
 from softprompt.text.answers import Answer
 from softprompt.text.batch import IGNORED
 from softprompt.text.fields import Encoded
-from softprompt.text.task import OF_TOKENS, SPOKEN, Task
+from softprompt.text.places import BackboneKind, check_places
+from softprompt.text.task import SPOKEN, Task
 from softprompt.text.template import Anchor, Field, Mask, Slot, Start, Stop
 from softprompt.text.tokens import PieceTokenizer, Spans
 from softprompt.text.verbalizer import Verbalizer
-
-BackboneKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Example:
         labels: positions of all the labels that apply.
         spans: for each of `reads` the part of the field's text it stands for, of a question's answer.
         words: for each of `reads` the number of the field's word it stands for, of words that are labelled.
+        second_at: where the second segment begins, behind the first `{sep}`; None where nothing stands behind it.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +48,7 @@ class Example:
     labels: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     words: tuple[int, ...] = ()
+    second_at: int | None = None
 
 
 class ExampleMaker:
@@ -66,6 +67,8 @@ class ExampleMaker:
         positions: int | None = None,
         kind: BackboneKind = "decoder",
         decoder_start: int = 0,
+        *,
+        inside: bool = False,
     ) -> None:
         """
         Args:
@@ -74,6 +77,7 @@ class ExampleMaker:
             kind: of the model. Only decoders write the answer behind the row; encoders and encoder-decoders are given
                 what the tokenizer puts behind a text.
             decoder_start: how many tokens a decoder of its own reads before the answer.
+            inside: whether the virtual tokens stand inside the attention, where only a decoder gives them positions.
 
         Raises:
             TemplateError: a model of this kind does not answer where the template says.
@@ -83,7 +87,7 @@ class ExampleMaker:
         self.task, self._kind = task, kind
         self._tokenizer = PieceTokenizer(tokenizer)
         self._opening = task.template.opening
-        self._check_places()
+        check_places(task, kind, self._tokenizer)
         if task.kind == "question-answering" and not tokenizer.is_fast:
             raise SourceError(
                 f"its tokenizer ({type(tokenizer).__name__}) cannot tell where in a text a token stands",
@@ -92,67 +96,22 @@ class ExampleMaker:
         by_words = task.kind in SPOKEN and bool(task.labels)
         opens = kind == "encoder-decoder"
         self.verbalizer = Verbalizer(task, self._tokenizer, answer_opens=opens) if by_words else None
-        bounds = [b for b in (task.max_length, positions) if b is not None]
-        self.limit = min(bounds) if bounds else None
         # What is written last is never read.
         self._may_write = positions - decoder_start + 1 if opens and positions is not None else None
         self._pieces = self._fixed_pieces()
         self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
         self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
+        uncounted = self.virtual if inside and kind != "decoder" else 0
+        bounds = (task.max_length, None if positions is None else positions + uncounted)
+        self.limit = min((b for b in bounds if b is not None), default=None)
         self._check_limit(self._answer_length(()), None)
-
-    def _check_places(self) -> None:
-        where, target = f"template {self.task.template.source!r}", self.task.template.target
-        if isinstance(target, Mask) and self._kind != "encoder":
-            raise TemplateError(
-                f"{{mask}} is filled by encoders, and this model is a(n) {self._kind}",
-                where=where,
-                instead="Put {label} at the end: there it writes its answer.",
-            )
-        if isinstance(target, Mask) and self._tokenizer.mask is None:
-            raise TemplateError("the tokenizer has no mask token", where=where, instead="Use a task with a head.")
-        if self._kind == "encoder" and target is not None and not isinstance(target, Mask):
-            raise TemplateError(
-                "an encoder writes nothing behind a row, so it cannot answer at {label}",
-                where=where,
-                instead="Put {mask} where it is to answer, or use a task with a head (sequence-classification, ...).",
-            )
-        if isinstance(target, Mask) and self.task.kind == "generation":
-            raise TemplateError(
-                "{mask} is filled by one of the labels, and there are none", where=where, instead="Give labels."
-            )
-        if self._kind == "decoder" and self.task.kind in OF_TOKENS:
-            self._check_nothing_behind_the_field(where)
-        if Stop() in self.task.template.segments and not self._tokenizer.stop:
-            raise TemplateError(
-                "{sep} stands in it, but this tokenizer puts nothing behind a text",
-                where=where,
-                instead="Take {sep} out, or write what is to stand there.",
-            )
-
-    def _check_nothing_behind_the_field(self, where: str) -> None:
-        """Its states would not depend on what stands there: a slot would learn nothing, a question not be heard."""
-        segments, field = self.task.template.segments, self.task.field
-        first = next(i for i, s in enumerate(segments) if isinstance(s, Field) and s.name == field)
-        behind = [s.name for s in segments[first:] if isinstance(s, Field) and s.name != field]
-        if behind:
-            raise TemplateError(
-                f"{{{behind[0]}}} stands behind {{{field}}}, and a decoder answers inside it before it has seen that",
-                where=where,
-                instead=f"Put {{{behind[0]}}} before {{{field}}}, or use an encoder.",
-            )
-        if any(isinstance(s, Slot) for s in segments[first:]):
-            raise TemplateError(
-                f"a slot stands behind {{{field}}}, and a decoder answers inside it before it has seen the slot",
-                where=where,
-                instead=f"Put {{soft}} before {{{field}}}, or use an encoder.",
-            )
 
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
         """The template with anchors and slots as tokens, and the fields still open."""
         segments, own = self.task.template.segments, self._tokenizer
         pieces: list[tuple[int, ...] | Field] = [] if Start() in segments else [own.start]
         self._mask_piece = self._start_piece = 0
+        self._stop_piece: int | None = None
         virtual = 0
         for segment in segments:
             match segment:
@@ -166,6 +125,7 @@ class ExampleMaker:
                     self._start_piece = len(pieces)
                     pieces.append(own.start)
                 case Stop():
+                    self._stop_piece = len(pieces) if self._stop_piece is None else self._stop_piece
                     pieces.append(own.stop)
                 case Mask():
                     assert own.mask is not None, "checked before"
@@ -245,6 +205,7 @@ class ExampleMaker:
             labels=answer.labels,
             spans=spans,
             words=words,
+            second_at=self._second_at(begins, len(tokens)),
         )
 
     def fill(
@@ -369,6 +330,13 @@ class ExampleMaker:
             return (begins[self._start_piece],)
         real = tuple(i for i, token in enumerate(tokens) if token >= 0)
         return (real[:1] if task.kind == "sequence-classification" else real) or (last,)
+
+    def _second_at(self, begins: Sequence[int], length: int) -> int | None:
+        """Where the second segment of a row of so many tokens begins, given where its pieces do."""
+        if self._stop_piece is None:
+            return None
+        behind = begins[self._stop_piece] + len(self._tokenizer.stop)
+        return behind if behind < length else None
 
     def _answer_length(self, target: Sequence[int], room_for: int = 1) -> int:
         """Tokens of an answer in words; the same for every label, so that what is cut gives none away."""

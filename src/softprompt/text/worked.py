@@ -6,10 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["format", "input", "label", "separator"]
+TokenKind = Literal["format", "input", "label", "separator"]
 """Hard text of the template; text of a field; the answer; what stands behind every worked example."""
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 Order = Literal["drawn", "rounds", "rows"]
 """As they were drawn; label after label in the task's order, and again; as they stand among the rows."""
@@ -48,7 +48,7 @@ class WorkedExamples:
     """
 
     tokens: tuple[int, ...]
-    kinds: tuple[Kind, ...]
+    kinds: tuple[TokenKind, ...]
     answers: tuple[int, ...]
     examples: int
     rows: tuple[int, ...] | None = None

@@ -12,7 +12,7 @@ from softprompt.text.choose import choose
 from softprompt.text.examples import ExampleMaker
 from softprompt.text.task import Task
 from softprompt.text.tokens import PieceTokenizer
-from softprompt.text.worked import Kind, Recipe, WorkedExamples
+from softprompt.text.worked import Recipe, TokenKind, WorkedExamples
 
 
 def work(
@@ -48,7 +48,7 @@ def work(
     pieced = PieceTokenizer(tokenizer)
     separator = pieced.encode(recipe.separator)
     tokens: list[int] = []
-    kinds: list[Kind] = []
+    kinds: list[TokenKind] = []
     answers: list[int] = []
     longest = 0
     for example, number in enumerate(chosen):
@@ -64,11 +64,11 @@ def work(
 
 def _written(
     maker: ExampleMaker, row: Mapping[str, Any], recipe: Recipe, where: str
-) -> tuple[list[tuple[Kind, Sequence[int]]], int]:
+) -> tuple[list[tuple[TokenKind, Sequence[int]]], int]:
     """A row's pieces by kind, its answer the last of them, and how many tokens of that are asked for."""
     example = maker(row, where=where)
     filled, _ = maker.fill(row, recipe.example_length, where=where)
-    pieces: list[tuple[Kind, Sequence[int]]] = [
+    pieces: list[tuple[TokenKind, Sequence[int]]] = [
         ("input" if is_field else "format", piece) for is_field, piece in filled
     ]
     answer = example.target
