@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from softprompt.errors import DataError, LengthError, SourceError, TemplateError
+from softprompt.errors import DataError, LengthError, SourceError
 from softprompt.text import answers, fields
 from softprompt.text.answers import Answer
 from softprompt.text.batch import IGNORED
 from softprompt.text.fields import Encoded
-from softprompt.text.task import OF_TOKENS, SPOKEN, Task
+from softprompt.text.places import BackboneKind, check_places
+from softprompt.text.task import SPOKEN, Task
 from softprompt.text.template import Anchor, Field, Mask, Slot, Start, Stop
 from softprompt.text.tokens import PieceTokenizer, Spans
 from softprompt.text.verbalizer import Verbalizer
-
-BackboneKind = Literal["decoder", "encoder", "encoder-decoder"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ExampleMaker:
         self.task, self._kind = task, kind
         self._tokenizer = PieceTokenizer(tokenizer)
         self._opening = task.template.opening
-        self._check_places()
+        check_places(task, self._tokenizer, kind)
         if task.kind == "question-answering" and not tokenizer.is_fast:
             raise SourceError(
                 f"its tokenizer ({type(tokenizer).__name__}) cannot tell where in a text a token stands",
@@ -100,53 +99,6 @@ class ExampleMaker:
         self.virtual = sum(1 for piece in self._pieces if isinstance(piece, tuple) for token in piece if token < 0)
         self._fixed = sum(len(p) for p in self._pieces if isinstance(p, tuple))
         self._check_limit(self._answer_length(()), None)
-
-    def _check_places(self) -> None:
-        where, target = f"template {self.task.template.source!r}", self.task.template.target
-        if isinstance(target, Mask) and self._kind != "encoder":
-            raise TemplateError(
-                f"{{mask}} is filled by encoders, and this model is a(n) {self._kind}",
-                where=where,
-                instead="Put {label} at the end: there it writes its answer.",
-            )
-        if isinstance(target, Mask) and self._tokenizer.mask is None:
-            raise TemplateError("the tokenizer has no mask token", where=where, instead="Use a task with a head.")
-        if self._kind == "encoder" and target is not None and not isinstance(target, Mask):
-            raise TemplateError(
-                "an encoder writes nothing behind a row, so it cannot answer at {label}",
-                where=where,
-                instead="Put {mask} where it is to answer, or use a task with a head (sequence-classification, ...).",
-            )
-        if isinstance(target, Mask) and self.task.kind == "generation":
-            raise TemplateError(
-                "{mask} is filled by one of the labels, and there are none", where=where, instead="Give labels."
-            )
-        if self._kind == "decoder" and self.task.kind in OF_TOKENS:
-            self._check_nothing_behind_the_field(where)
-        if Stop() in self.task.template.segments and not self._tokenizer.stop:
-            raise TemplateError(
-                "{sep} stands in it, but this tokenizer puts nothing behind a text",
-                where=where,
-                instead="Take {sep} out, or write what is to stand there.",
-            )
-
-    def _check_nothing_behind_the_field(self, where: str) -> None:
-        """Its states would not depend on what stands there: a slot would learn nothing, a question not be heard."""
-        segments, field = self.task.template.segments, self.task.field
-        first = next(i for i, s in enumerate(segments) if isinstance(s, Field) and s.name == field)
-        behind = [s.name for s in segments[first:] if isinstance(s, Field) and s.name != field]
-        if behind:
-            raise TemplateError(
-                f"{{{behind[0]}}} stands behind {{{field}}}, and a decoder answers inside it before it has seen that",
-                where=where,
-                instead=f"Put {{{behind[0]}}} before {{{field}}}, or use an encoder.",
-            )
-        if any(isinstance(s, Slot) for s in segments[first:]):
-            raise TemplateError(
-                f"a slot stands behind {{{field}}}, and a decoder answers inside it before it has seen the slot",
-                where=where,
-                instead=f"Put {{soft}} before {{{field}}}, or use an encoder.",
-            )
 
     def _fixed_pieces(self) -> list[tuple[int, ...] | Field]:
         """The template with anchors and slots as tokens, and the fields still open."""
