@@ -368,7 +368,16 @@ def test_a_failure_that_nobody_foresaw_is_one_line(here, monkeypatch):
 
 def test_rows_that_were_shortened_are_told(here):
     rows(here / "long.jsonl", [*ROWS, {"text": "won " * 500, "label": "sports"}])
-    assert "1 of 13 rows were too long" in train("p", data="long.jsonl").stdout
+    told = "1 of 7 training rows were too long; their fields were shortened."
+    assert told in train("p", data="long.jsonl").stdout
+    assert told in train("seeds", "--seeds", "2", data="long.jsonl").stdout
+    both = "1 of 7 training rows and 1 of 7 evaluation rows were too long"
+    assert both in train("q", data="long.jsonl", eval_data="long.jsonl").stdout
+    sources = train_sources(
+        "s", data=["topic=rows.jsonl", "tone=tones.jsonl"], eval_data=["topic=long.jsonl", SOURCES["eval-data"][1]]
+    )
+    assert "topic: 1 of 7 evaluation rows were too long" in sources.stdout
+    assert "tone:" not in sources.stdout
 
 
 def command(*args: str) -> subprocess.Popen[str]:

@@ -271,7 +271,7 @@ def train(
         )
         return
     show_metrics(result.metrics)
-    show_cut([facts])
+    show_cut(facts)
     typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
 
 

@@ -270,7 +270,7 @@ def _check_eval_rows(members: Sequence[Member]) -> None:
 
 def _read(member: Member, source: Source) -> None:
     try:
-        member.read(source.rows, source.eval_rows)
+        member.read(source.rows, source.eval_rows, of=member.name)
     except SoftpromptError as error:
         error.where = f"source {member.name}" + (f", {error.where}" if error.where else "")
         raise
