@@ -79,7 +79,7 @@ def task_of(kind: Kind, family: str) -> tuple[Task, list[dict[str, Any]]]:
     place = "\nTopic: {mask}" if encoder else "\nTopic: {label}"
     template = "Article: {text}" + (place if kind in ("classification", "multi-label", "generation") else "")
     labels = None if kind in ("generation", "question-answering", "feature-extraction") else LABELS
-    return Task(template, labels, kind=kind, none="won"), rows
+    return Task(template, labels, kind=kind, none="won" if kind == "multi-label" else None), rows
 
 
 def check(method: Method, family: str, kind: Kind) -> str:

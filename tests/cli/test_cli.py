@@ -67,6 +67,8 @@ def arguments(out: str, *more: str, template: str = TEMPLATE, labels: str | None
     given = {"data": "rows.jsonl", "eval-data": "rows.jsonl", "model": "model", "steps": "4", "batch-size": "4"}
     given |= {"template": template, "out": out} | ({"labels": labels} if labels else {})
     given |= {name.replace("_", "-"): str(value) for name, value in options.items()}
+    if "hard-prompt" in more and not options:  # it learns nothing
+        del given["steps"], given["batch-size"]
     return ["train", "--quiet", *(part for name, value in given.items() for part in (f"--{name}", value)), *more]
 
 
@@ -645,6 +647,7 @@ def test_several_seeds_that_cannot_be_trained_are_refused_in_one_line(here, argu
         (["predict", "sources", "--text", "x"], "sources: it holds the prompts of 2 tasks"),
         (["predict", "writers", "--text", "x"], "writers: it is an ensemble of 2 prompts.*writers/seed-0"),
         (["predict", "ensemble", "--text", "x", "--by", "dice"], "by is 'dice'"),
+        (["predict", "topic", "--text", "x", "--by", "vote"], "by: by is 'vote', but that is how an ensemble"),
         (["inspect", "ensemble", "--plot", "x.png"], "--plot: a picture shows one prompt.*ensemble/seed-0"),
         (["eval", "ensemble", "--data", "rows.jsonl", "--model", "other"], "ensemble|prompt/seed-0: .*fingerprint"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.artifact import SavedPrompt
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts
@@ -53,6 +54,8 @@ def evaluate(
     """
     if batch_size < 1:
         raise SettingsError(f"batch_size is {batch_size}", where="batch_size", instead="Give a number of 1 or more.")
+    check_arguments(backbone=backbone, prompt=prompt)
+    check_rows(rows=rows)
     prompt.check(backbone, "prompt")
     if isinstance(prompt, SavedPrompts):
         prompt.check_ensemble("prompt")

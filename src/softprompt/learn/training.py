@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.artifact import SavedPrompt, TrainingState
 from softprompt.backbone.backbone import Backbone
 from softprompt.errors import DataError, SettingsError
@@ -95,13 +96,10 @@ def train(
             output it is lost.
         SaveError: the prompt could not be written.
     """
+    check_arguments(backbone=backbone, task=task, method=method)
+    check_rows(train_rows=train_rows, eval_rows=eval_rows)
     settings = Settings.of(settings, options)
-    idle = sorted(set(options) - set(Settings.MEASURING))
-    if idle and not method.LEARNS and not task.outputs:
-        raise SettingsError(
-            f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
-            instead="Leave it out, or use a method that learns.",
-        )
+    check_options(method, task, options)
     check_place(output, overwrite=overwrite, resume=resume)
     check_fit(method, task, backbone.kind, backbone.name)
     begun = None if start is None else Begun.of(start, backbone, method)
@@ -119,6 +117,20 @@ def train(
         output, overwrite=overwrite, resume=resume
     )
     return Result(outcome.saved, outcome.saved.metrics, output, outcome.history)
+
+
+def check_options(method: Method, task: Task, options: Iterable[str]) -> None:
+    """See that settings which are given by name have anything to set.
+
+    Raises:
+        SettingsError: nothing is learned, and one of them says how.
+    """
+    idle = sorted(set(options) - set(Settings.MEASURING))
+    if idle and not method.LEARNS and not task.outputs:
+        raise SettingsError(
+            f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
+            instead="Leave it out, or use a method that learns.",
+        )
 
 
 def run_alone(

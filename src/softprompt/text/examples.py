@@ -388,5 +388,9 @@ def _named(row: Mapping[str, Any], where: str | None) -> str | None:
     """How an error names a row; one that is none is refused."""
     where = where or getattr(row, "where", None)
     if not isinstance(row, Mapping):
-        raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
+        raise DataError(
+            f"the row is {type(row).__name__}, not fields by name",
+            where=where,
+            instead='Give rows such as {"text": "...", "label": "..."}.',
+        )
     return where
