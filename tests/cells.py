@@ -21,13 +21,13 @@ import reference
 import tiny
 from softprompt import artifact
 from softprompt.answer.engine import Engine
-from softprompt.artifact import SavedPrompt
 from softprompt.collection import SavedPrompts, load_all
 from softprompt.errors import RequestError
 from softprompt.learn.ensemble import train_ensemble
 from softprompt.learn.sources import Source, train_sources
 from softprompt.learn.training import train
 from softprompt.prompts import Method, MultitaskPromptTuning, PromptTuning
+from softprompt.saved import SavedPrompt
 from softprompt.text.task import OF_TOKENS, Kind, Task
 from toys import LABELS, ROWS
 
@@ -53,7 +53,7 @@ def task_of(kind: Kind, family: str, opening: str = "Article: ") -> tuple[Task, 
     place = "\nTopic: {mask}" if encoder else "\nTopic: {label}"
     template = opening + "{text}" + (place if kind in ("classification", "multi-label", "generation") else "")
     labels = None if kind in ("generation", "question-answering", "feature-extraction") else LABELS
-    return Task(template, labels, kind=kind, none="won"), rows
+    return Task(template, labels, kind=kind, none="won" if kind == "multi-label" else None), rows
 
 
 def check(method: Method, family: str, kind: Kind) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import reference
 from softprompt.answer.answers import Answer, Classification, Embedding, Labelling, Span, Tagging
-from softprompt.artifact import SavedPrompt
 from softprompt.prompts.prompt import Prefix
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt
 
 
 @torch.no_grad()

@@ -140,3 +140,17 @@ def test_a_dataset_that_cannot_be_had_is_an_error_and_no_traceback(name, tmp_pat
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(DataError, match="the Hub gives no such dataset"):
         data.read(name)
+
+
+def test_class_numbers_of_a_dataset_are_given_their_names(monkeypatch):
+    import datasets
+
+    names = datasets.ClassLabel(names=["O", "PER"])
+    features = {"words": datasets.List(datasets.Value("string")), "tags": datasets.List(names), "kind": names}
+    held = {"words": [["the", "team"], ["x"]], "tags": [[0, 1], [-100]], "kind": [1, -1]}
+    made = datasets.Dataset.from_dict(held, datasets.Features(features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, split: made)
+    assert data.read("owner/name[test]") == [
+        {"words": ["the", "team"], "tags": ["O", "PER"], "kind": "PER"},
+        {"words": ["x"], "tags": [-100], "kind": -1},  # no class has such a number
+    ]

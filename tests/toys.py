@@ -105,7 +105,7 @@ def task_of(kind: str, backbone: Backbone, *, soft: str = "{soft:4}") -> Task:
     if kind in SPOKEN:
         template += "\nTopic: " + ("{mask}" if backbone.kind == "encoder" else "{label}")
     labels = LABELS if "classification" in kind or kind == "multi-label" else None
-    return Task(template, labels, kind=kind, none="yes")
+    return Task(template, labels, kind=kind, none="yes" if kind == "multi-label" else None)
 
 
 def answered(kind: str, row: Mapping[str, Any]) -> dict[str, Any]:

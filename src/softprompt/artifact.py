@@ -241,7 +241,7 @@ def _restore(manifest: Manifest, tensors: Mapping[str, dict[str, Tensor]]) -> Sa
         manifest.template,
         manifest.labels,
         kind=manifest.task,
-        none=manifest.none,
+        none=manifest.none if manifest.task == "multi-label" else None,
         target=manifest.target,
         field=manifest.field,
         max_length=manifest.max_length,

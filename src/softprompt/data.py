@@ -154,12 +154,19 @@ def _from_hub(source: str) -> list[Row]:
 
 
 def _with_names(values: dict[str, Any], features: Any) -> dict[str, Any]:
-    """Class numbers as the names they stand for."""
+    """Class numbers as the names they stand for; lists of them, too."""
     named = dict(values)
     for name, feature in features.items():
-        if hasattr(feature, "int2str") and isinstance(values[name], int) and values[name] >= 0:
-            named[name] = feature.int2str(values[name])
+        found, inner = values[name], getattr(feature, "feature", None)
+        if hasattr(feature, "int2str"):
+            named[name] = _name(found, feature)
+        elif hasattr(inner, "int2str") and isinstance(found, list):
+            named[name] = [_name(one, inner) for one in found]
     return named
+
+
+def _name(number: Any, feature: Any) -> Any:
+    return feature.int2str(number) if isinstance(number, int) and number >= 0 else number
 
 
 def _kinds() -> str:

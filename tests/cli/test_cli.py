@@ -67,6 +67,8 @@ def arguments(out: str, *more: str, template: str = TEMPLATE, labels: str | None
     given = {"data": "rows.jsonl", "eval-data": "rows.jsonl", "model": "model", "steps": "4", "batch-size": "4"}
     given |= {"template": template, "out": out} | ({"labels": labels} if labels else {})
     given |= {name.replace("_", "-"): str(value) for name, value in options.items()}
+    if "hard-prompt" in more and not options:  # it learns nothing
+        del given["steps"], given["batch-size"]
     return ["train", "--quiet", *(part for name, value in given.items() for part in (f"--{name}", value)), *more]
 
 
@@ -368,7 +370,16 @@ def test_a_failure_that_nobody_foresaw_is_one_line(here, monkeypatch):
 
 def test_rows_that_were_shortened_are_told(here):
     rows(here / "long.jsonl", [*ROWS, {"text": "won " * 500, "label": "sports"}])
-    assert "1 of 13 rows were too long" in train("p", data="long.jsonl").stdout
+    told = "1 of 7 training rows were too long; their fields were shortened."
+    assert told in train("p", data="long.jsonl").stdout
+    assert told in train("seeds", "--seeds", "2", data="long.jsonl").stdout
+    both = "1 of 7 training rows and 1 of 7 evaluation rows were too long"
+    assert both in train("q", data="long.jsonl", eval_data="long.jsonl").stdout
+    sources = train_sources(
+        "s", data=["topic=rows.jsonl", "tone=tones.jsonl"], eval_data=["topic=long.jsonl", SOURCES["eval-data"][1]]
+    )
+    assert "topic: 1 of 7 evaluation rows were too long" in sources.stdout
+    assert "tone:" not in sources.stdout
 
 
 def command(*args: str) -> subprocess.Popen[str]:
@@ -636,6 +647,7 @@ def test_several_seeds_that_cannot_be_trained_are_refused_in_one_line(here, argu
         (["predict", "sources", "--text", "x"], "sources: it holds the prompts of 2 tasks"),
         (["predict", "writers", "--text", "x"], "writers: it is an ensemble of 2 prompts.*such as seed-0"),
         (["predict", "ensemble", "--text", "x", "--by", "dice"], "by is 'dice'"),
+        (["predict", "topic", "--text", "x", "--by", "vote"], "by: by is 'vote', but that is how an ensemble"),
         (["inspect", "ensemble", "--plot", "x.png"], "--plot: a picture shows one prompt.*ensemble/seed-0"),
         (["eval", "ensemble", "--data", "rows.jsonl", "--model", "other"], "ensemble|prompt/seed-0: .*fingerprint"),
     ],

@@ -46,6 +46,8 @@ def home(tmp_path_factory) -> Path:
     tiny.tokenizer_of("bert").save_pretrained(home / "headless")
     for kind in KINDS:
         rows(home / f"{kind}.jsonl", rows_of(kind))
+    rows(home / "notes.jsonl", [{"text": "the team", "note": "x", "label": LABELS}])
+    rows(home / "far.jsonl", [{"text": "the team won " * 9 + "fell", "label": "fell"}] * 2)
     return home
 
 
@@ -86,7 +88,8 @@ def test_a_prompt_of_every_kind_is_trained_measured_and_asked(model, kind):
     assert (saved.task.kind, saved.head is not None) == (kind, kind in HEADED)
     assert facts["bytes"] == saved.nbytes
     measured = json.loads(run("eval", "p", "--data", f"{kind}.jsonl", "--json", "-q").stdout)
-    assert measured["metrics"] == pytest.approx(facts["metrics"] | {"rows_cut": 0}, rel=1e-4)
+    counts = {"rows_cut": 0} | ({"answers_missed": 0} if kind in HEADED[1:] else {})
+    assert measured["metrics"] == pytest.approx(facts["metrics"] | counts, rel=1e-4)
     asked = run("predict", "p", "--data", f"{kind}.jsonl", "--json", "-q", "--max-new-tokens", "3")
     answers = [json.loads(line) for line in asked.stdout.splitlines()]
     assert [answer.keys() for answer in answers] == [KEYS[kind]] * len(ROWS)
@@ -140,6 +143,22 @@ def test_answers_of_several_labels_and_of_words_stand_in_a_table():
     assert train("token-classification", "encoder", data="tags.csv", eval_data="tags.csv", out="q").exit_code == 0
     lines = run("predict", "q", "--data", "tags.csv", "-q").stdout.splitlines()
     assert [len(line.split()) for line in lines] == [2, 1]
+
+
+def test_where_no_label_applies_the_line_says_so():
+    rows(Path("none.jsonl"), [{"text": row["text"], "label": []} for row in ROWS[:4]])
+    options = {"data": "none.jsonl", "steps": 30, "learning-rate": 0.5}
+    assert train("multi-label", "decoder", **options).exit_code == 0
+    assert run("predict", "p", "--data", "none.jsonl", "-q").stdout == "-\n" * 4
+    assert run("predict", "p", "--text", ROWS[0]["text"]).stdout == "-\n"
+    assert json.loads(run("predict", "p", "--text", ROWS[0]["text"], "--json").stdout)["labels"] == []
+
+
+def test_a_head_alone_takes_settings():
+    for name, value in (("steps", 2), ("learning_rate", 0.1)):
+        options = {"method": "hard-prompt", "tokens": None, name: value}
+        assert train("sequence-classification", "encoder", "--overwrite", **options).exit_code == 0
+        assert artifact.load("p").training[name] == value
 
 
 def test_a_linear_probe_is_trained():
@@ -196,6 +215,30 @@ BAD = {
         "decoder",
         {"none": "sports"},
         "'sports' is a label's word and the word",
+    ),
+    "a none of one label": (
+        "classification",
+        "decoder",
+        {"none": "none"},
+        "none: a classification has no word for no la",
+    ),
+    "steps of nothing learned": (
+        "classification",
+        "nowhere",  # refused before the model is looked for
+        {"method": "hard-prompt", "tokens": None, "template": "{text}{label}"},
+        "a hard-prompt learns nothing, so it takes no batch_size, steps. Leave it out",
+    ),
+    "words of another field": (
+        "token-classification",
+        "encoder",
+        {"template": "{text} {note}", "data": "notes.jsonl", "eval-data": None},
+        "notes.jsonl, line 1: field 'note' has 1 words, but 'label' 2 labels. It goes with {text}: .*--field text",
+    ),
+    "an answer that is cut away": (
+        "question-answering",
+        "encoder",
+        {"max_length": 14, "data": "far.jsonl"},
+        "max_length: all of the 2 training rows lost their answer.*Raise max_length",
     ),
     "an empty none": ("multi-label", "decoder", {"none": ""}, "the word for none is empty"),
     "a mask of two tokens": (

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 import reference
 import toys
-from softprompt.artifact import SavedPrompt
 from softprompt.learn.distillation import Teachers
 from softprompt.learn.losses import loss_for
 from softprompt.learn.settings import Settings
@@ -22,6 +21,7 @@ from softprompt.prompts.head import Head, Headed
 from softprompt.prompts.several import Several
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
+from softprompt.saved import SavedPrompt
 from toys import ROWS, answered, learn_together, pairs, rows_of, task_of
 
 NEW = [p for p in pairs("llama", "gpt2", "bert", "t5", "bart") if p[1] not in ("generation", "classification")]

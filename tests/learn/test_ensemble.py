@@ -243,6 +243,14 @@ def test_what_an_ensemble_cannot_do_is_refused_by_name(ensemble, tmp_path):
         engine.generate([("topic", ROWS[0])])
     with pytest.raises(SettingsError, match=r"by is 'dice'. Use one of vote, mean"):
         engine.classify([("topic", ROWS[0])], by="dice")
+    engine.add("one", ensemble.prompts.members["seed-0"])
+    for ask in (engine.classify, engine.answer):
+        with pytest.raises(
+            SettingsError, match=r"by: by is 'mean', but that is how an ensemble .* Leave it out, or ask"
+        ):
+            ask([("one", ROWS[0])], by="mean")
+        assert len(ask([("one", ROWS[0]), ("topic", ROWS[0])], by="mean")) == 2
+        assert ask([], by="vote") == []
     with pytest.raises(RequestError, match=r"request 2 \(topic\): field 'text' is missing"):
         engine.classify([("topic", ROWS[0]), ("topic", {})])
     shared = learn_together(distill=0, steps=1, output=tmp_path / "sources")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -111,11 +113,12 @@ def test_a_run_that_reads_elsewhere_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("kind", HEADED)
-def test_a_prompt_with_a_head_is_begun_from(tmp_path, kind):
+def test_a_prompt_with_a_head_is_begun_from(tmp_path, kind, caplog):
     first = run("bert", kind, output=tmp_path / "p")
     second = run("bert", kind, start=tmp_path / "p", steps=1, learning_rate=1e-12)
     for name, tensor in first.prompt.tensors().items():
         assert torch.equal(second.prompt.state.start[name], tensor)
+    assert not [r for r in caplog.records if r.name == "softprompt"]
 
 
 def test_a_prompt_without_the_head_is_begun_from_with_a_new_head(tmp_path):
@@ -123,6 +126,28 @@ def test_a_prompt_without_the_head_is_begun_from_with_a_new_head(tmp_path):
     second = run("bert", "sequence-classification", start=tmp_path / "p", steps=1)
     assert torch.equal(second.prompt.state.start["embeddings"], first.prompt.values.embeddings)
     assert float(second.prompt.state.start["head.weight"].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "outcome"),
+    [
+        ("sequence-classification", LABELS[::-1], "with the labels business, sports: its head is begun anew."),
+        ("sequence-classification", [*LABELS, "x"], "with the labels sports, business, x: its head is begun anew."),
+        ("token-classification", LABELS, "this task is a token-classification .*: its head is begun anew."),
+        ("question-answering", None, "this task is a question-answering: its head is begun anew."),
+        ("classification", LABELS, "this task is a classification with the labels sports, business: none is taken"),
+    ],
+)
+def test_a_head_that_is_not_taken_over_is_told(tmp_path, caplog, kind, labels, outcome):
+    first = run("bert", "sequence-classification", output=tmp_path / "p")
+    template = task_of(kind, reference.backbone("bert")).template
+    second = learn(
+        reference.backbone("bert"), Task(template, labels, kind=kind), rows_of(kind), start=tmp_path / "p", steps=1
+    )
+    assert torch.equal(second.prompt.state.start["embeddings"], first.prompt.values.embeddings)
+    (told,) = [r.getMessage() for r in caplog.records if r.name == "softprompt"]
+    assert told.startswith(f"{tmp_path / 'p'}: its head is for a sequence-classification with the labels sports, busi")
+    assert re.search(outcome, told)
 
 
 def test_a_head_for_other_labels_is_not_taken_over(tmp_path):
@@ -191,7 +216,6 @@ def test_rows_whose_answers_were_cut_away_do_no_harm():
     backbone = reference.backbone("bert")
     task = Task("{soft:2}{text}", kind="question-answering", max_length=12)
     rows = [{"text": "the team won " * 9 + "fell", "label": "fell"}] * 3
-    result = learn(backbone, task, rows, rows, steps=2)
-    assert result.metrics == {"accuracy": 0.0, "f1": 0.0, "loss": 0.0}
-    some = learn(backbone, task, [*rows, {"text": "the team", "label": "team"}], batch_size=2, steps=4)
+    # In a step of one row there is often nothing to be learned from.
+    some = learn(backbone, task, [*rows, {"text": "the team", "label": "team"}], batch_size=1, steps=8)
     assert all(torch.isfinite(t).all() for t in some.prompt.tensors().values())

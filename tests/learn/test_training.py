@@ -193,7 +193,8 @@ def test_facts_of_the_run_are_saved_with_the_prompt(tmp_path):
     long = [*ROWS, {"text": "the market fell " * 100, "label": "business"}]
     result = learn(rows=long, eval_rows=ROWS, steps=3, seed=5, output=tmp_path / "p")
     saved = artifact.load(tmp_path / "p", training=True)
-    facts = {"steps": 3, "seed": 5, "training_rows": 7, "evaluation_rows": 6, "rows_cut": 1, "trained_parameters": 128}
+    facts = {"steps": 3, "seed": 5, "training_rows": 7, "evaluation_rows": 6, "trained_parameters": 128}
+    facts |= {"training_rows_cut": 1, "evaluation_rows_cut": 0}
     assert facts.items() <= saved.training.items()
     assert saved.metrics == result.metrics
     assert torch.equal(saved.values.embeddings, embeddings(result))

@@ -103,10 +103,13 @@ def test_tasks_of_two_kinds_are_read_in_one_batch(family):
 
 
 @pytest.mark.parametrize("kind", ["classification", "multi-label"])
-def test_what_has_no_language_modelling_head_answers_nothing_in_words(minilm, kind):
-    template = "Topic: {mask}. {text}"
+@pytest.mark.parametrize("template", ["Topic: {mask}. {text}", "{text}. Topic: {label}"])
+def test_what_has_no_language_modelling_head_answers_nothing_in_words(minilm, kind, template):
     with pytest.raises(SourceError, match=rf"minilm: it has no language modelling head.*{kind} in words.*sequence-cl"):
         example_maker(minilm, Task(template, {"a": "sport", "b": "money"}, kind=kind))
+    # What it advises works.
+    made = example_maker(minilm, Task("{text}", ["a", "b"], kind="sequence-classification"))
+    assert made({"text": "x", "label": "a"}).label == 0
 
 
 @torch.no_grad()

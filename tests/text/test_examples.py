@@ -117,6 +117,18 @@ def test_a_label_is_known_without_its_row_being_read():
         maker(labels=LABELS).label({"label": "tech"}, "row 3")
 
 
+@pytest.mark.parametrize("kind", ["classification", "sequence-classification", "multi-label"])
+def test_a_class_number_is_the_label_that_it_counts(kind):
+    task = Task("{text}" if kind.startswith("seq") else "{text}: {label}", LABELS, kind=kind)
+    made = ExampleMaker(task, tiny.tokenizer())
+    for number, label in enumerate(LABELS):
+        assert made({**ROW, "label": number}) == made({**ROW, "label": label})
+        if kind == "multi-label":
+            assert made({**ROW, "label": [number]}) == made({**ROW, "label": [label]})
+        elif kind == "classification":
+            assert made.label({**ROW, "label": number}) == number
+
+
 # Rows that cannot be used
 
 
@@ -134,6 +146,8 @@ def test_a_label_is_known_without_its_row_being_read():
         ({"text": "cut \ud83d", "label": "sports"}, DataError, "field 'text' holds half a character"),
         ({"text": math.nan, "label": "sports"}, DataError, "field 'text' is nan, as tables write what is missing"),
         ({"text": "a", "label": "tech"}, LabelError, "unknown label 'tech'. The task's labels are sports, business."),
+        ({"text": "a", "label": 2}, LabelError, "unknown label '2'. The task's labels are sports, business."),
+        ({"text": "a", "label": 0.0}, LabelError, "unknown label '0.0'"),
         ("text label", DataError, "the row is str, not fields by name"),
         (["a", "sports"], DataError, "the row is list, not fields by name"),
     ],

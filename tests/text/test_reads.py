@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from softprompt.errors import DataError, LabelError
+from softprompt.errors import DataError, LabelError, LengthError
 from softprompt.text.answers import BEGINS, ENDS
 from softprompt.text.batch import IGNORED
 from softprompt.text.examples import ExampleMaker
@@ -63,6 +65,7 @@ def test_words_that_were_cut_away_are_not_read(kind):
         assert example.cut > 0
         assert example.words == tuple(range(len(example.reads)))
         assert example.target == tuple(i % 2 for i in example.words)
+        assert example.target + example.missed == (0, 1) * 20
         # What is left of a word that was cut in two is no word.
         whole = maker(TAGS, kind)({"text": words}, answered=False)
         assert example.reads == whole.reads[: len(example.reads)]
@@ -77,6 +80,7 @@ def test_a_word_of_which_the_tokenizer_makes_nothing_takes_no_label_from_its_nei
     assert tokens_at(example, minilm.tokenizer) == ["team", "won"]
     assert [words[i] for i in example.words] == ["team", "won"]
     assert example.target == ((0, 0) if answered else ())
+    assert example.missed == ((1,) if answered else ())
 
 
 def test_a_word_with_blanks_in_a_list_is_one_word():
@@ -106,6 +110,51 @@ def test_words_and_labels_that_do_not_go_together_are_named(row, error, message)
         maker(TAGS).all([row])
 
 
+def test_class_numbers_are_labels_of_words():
+    words = ["the", "team", "won"]
+    numbered = maker(TAGS).all([{"text": words, "label": [0, 1, 0]}])
+    assert numbered == maker(TAGS).all([{"text": words, "label": ["A", "B", "A"]}])
+    assert numbered == maker(TAGS).all([{"text": words, "label": (0, "B", 0)}])
+    with pytest.raises(LabelError, match=r"row 1: unknown label '-100'. The task's labels are A, B. .*from 0 to 1\."):
+        maker(TAGS).all([{"text": words, "label": [0, 1, -100]}])
+    with pytest.raises(LabelError, match=r"unknown label '0'.*from 0 to 1: a number, not text"):
+        maker(TAGS).all([{"text": words, "label": "0 1 0"}])
+
+
+@every_kind
+@pytest.mark.parametrize("template", ["{soft:2}Article: {text}|", "{note}{soft:2}Article: {text}|"])
+@pytest.mark.parametrize("kind_of_task", ["token-classification", "question-answering"])
+def test_where_no_room_is_left_for_the_field_it_is_said_how_much_is_missing(kind, template, kind_of_task):
+    row = {"text": "unfolding market", "note": "the match, the team", "label": "A B"}
+    if kind_of_task == "question-answering":
+        row["label"] = "market"
+    labels = LABELS if kind_of_task == "token-classification" else None
+    limits = range(1, 40)
+    outcomes = {}
+    for limit in limits:
+        task = Task(template, labels, kind=kind_of_task, max_length=limit)
+        try:
+            outcomes[limit] = maker(task, kind).all([row])
+        except LengthError as refused:
+            outcomes[limit] = str(refused)
+    asked = {n: said for n, said in outcomes.items() if "nothing of field 'text'" in str(said)}
+    enough = min(n for n, said in outcomes.items() if isinstance(said, list))
+    assert asked, "a limit that leaves room for slots and hard text alone"
+    for limit, said in asked.items():
+        assert f"row 1: nothing of field 'text' is left to answer in: max_length is {limit}, and slots" in said
+        assert f"Raise max_length by {enough - limit} or more, or shorten the template" in said
+        assert ("or the other fields" in said) == ("{note}" in template)
+
+
+def test_where_the_model_itself_has_no_room_left_max_length_is_not_advised():
+    row = {"text": "won", "label": "A"}
+    for bound, named in ((None, "the positions of the model are"), (11, "max_length is")):
+        task = Task("{soft:10}: {text}", LABELS, kind="token-classification", max_length=bound)
+        made = ExampleMaker(task, KINDS["decoder"], 11, "decoder")
+        with pytest.raises(LengthError, match=rf"{named} 11, .* 11 of them. Shorten the template or its slots by 1 "):
+            made.all([row])
+
+
 def test_names_of_special_tokens_are_only_text_in_a_row():
     for kind, own in KINDS.items():
         example = maker(TAGS, kind)({"text": "</s> won <mask>", "label": "A B A"})
@@ -121,6 +170,20 @@ def test_the_field_that_is_named_is_the_one_that_is_read():
     assert tokens_at(maker(task)(rows), KINDS["encoder"]) == ["the", " team"]
     with pytest.raises(DataError, match="field 'other' has 1 words"):
         maker(Task("{text} {other}", LABELS, kind="token-classification"))(rows)
+
+
+@pytest.mark.parametrize("kind", ["token-classification", "question-answering"])
+def test_answers_that_go_with_another_field_are_told_to_name_it(kind):
+    labels = LABELS if kind == "token-classification" else None
+    row = {"text": "the team won", "note": "a short note", "x": "x", "label": "A B A" if labels else "team"}
+    with pytest.raises(DataError, match=r"row 1: .*It goes with {text}: .*Task\(..., field='text'\) \(--field text\)."):
+        maker(Task("{text}. {x}", labels, kind=kind)).all([row])
+    assert maker(Task("{text}. {x}", labels, kind=kind, field="text")).all([row])[0].reads
+    # Where it goes with none of them, there is none to name.
+    other = Task("{x}. {note}", labels, kind=kind)
+    row["label"] = "A B A B" if labels else "team"
+    with pytest.raises(DataError, match=r"row 1: .*(Give both as lists|Give text that stands there)"):
+        maker(other).all([row])
 
 
 # Spans
@@ -216,6 +279,20 @@ def test_where_an_answer_stands_may_be_said():
     assert first.target.index(BEGINS + ENDS) < second.target.index(BEGINS + ENDS)
 
 
+@every_kind
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_an_answer_in_another_unicode_form_is_found_where_it_stands(kind, forms):
+    content, answer = normalize(forms[0], "한국의 서울은 café 도시다"), normalize(forms[1], "서울은 café")
+    assert answer not in content
+    as_written = normalize(forms[0], answer)
+    assert_marked(maker(SPANS, kind), content, as_written)
+    for label in (answer, {"text": answer, "start": content.index(as_written)}):
+        found = maker(SPANS, kind)({"text": content, "label": label})
+        assert found == maker(SPANS, kind)({"text": content, "label": as_written})
+    with pytest.raises(DataError, match="does not stand in field 'text' at character 1"):
+        maker(SPANS, kind)({"text": content, "label": {"text": answer, "start": 1}})
+
+
 def test_a_number_is_an_answer():
     assert answer_of(maker(SPANS)({"text": "in 1999 it fell", "label": 1999}), "in 1999 it fell").strip() == "1999"
 
@@ -224,7 +301,10 @@ def test_a_number_is_an_answer():
     ("label", "message"),
     [
         ("fell", "row 1: the answer 'fell' does not stand in field 'text'. Give text that stands there, or"),
-        ("", "the answer '' does not stand in field 'text'"),
+        ("", r"row 1: the question has no answer, field 'label' holds ''. A question-answering .*leave such rows out"),
+        ({"text": "", "start": 0}, "the question has no answer"),
+        ({"text": [], "answer_start": []}, r"no answer, field 'label' holds {'text': \[\], .* begin every 'text' with"),
+        ([], "the question has no answer"),
         ({"text": "won", "start": 3}, "the answer 'won' does not stand in field 'text' at character 3"),
         ({"text": "won", "start": -3}, "the answer 'won' does not stand in field 'text'"),
         ({"text": "won", "start": 99}, "does not stand in field 'text' at character 99"),
@@ -233,7 +313,7 @@ def test_a_number_is_an_answer():
         ({"text": "won", "start": True}, "field 'label' holds"),
         ({"start": 3}, r"field 'label' holds {'start': 3}"),
         (["won"], r"field 'label' holds \['won'\]"),
-        (None, "field 'label' holds None"),
+        (None, "the question has no answer, field 'label' holds None"),
         (float("nan"), "field 'label' is nan, as tables write what is missing"),
     ],
 )
@@ -261,6 +341,8 @@ def test_from_an_answer_that_was_cut_away_nothing_is_learned(kind):
         assert example.reads == whole.reads[: len(example.reads)]
         assert (sum(example.target) == BEGINS + ENDS) == kept
         assert kept or set(example.target) == {IGNORED}
+        assert example.missed == (() if kept else (IGNORED,))
+        assert maker(task, kind)({"text": content}, answered=False).missed == ()
 
 
 # Several labels, and what rows have in common

@@ -186,3 +186,20 @@ def test_another_template_changes_nothing_else(labels):
 
 def test_equal_tasks_are_one_key():
     assert len({Task(TEMPLATE, ["a", "b"]), Task(Template.parse(TEMPLATE), ("a", "b"))}) == 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind != "multi-label"])
+@pytest.mark.parametrize("none", ["none", "neither", ""])
+def test_a_word_for_no_label_is_of_several_labels_alone(kind, none):
+    task = ALL_KINDS[kind]
+    with pytest.raises(
+        SettingsError, match=rf"^none: a {kind} has no word for no label, but none is '{none}'. Leave it"
+    ):
+        Task(task.template, list(task.labels) or None, kind=kind, none=none)
+
+
+def test_the_word_for_no_label_is_none_unless_said_otherwise():
+    assert Task("{text}{label}", ["a", "b"], kind="multi-label").none == "none"
+    with pytest.raises(LabelError, match="'none' is a label's word and the word for none"):
+        Task("{text}{label}", ["a", "none"], kind="multi-label")
+    assert Task("{text}{label}", ["a", "none"]).labels == ("a", "none")

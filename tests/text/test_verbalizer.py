@@ -7,7 +7,7 @@ import tiny
 from softprompt.errors import LabelError
 from softprompt.text.task import Task
 from softprompt.text.tokens import PieceTokenizer
-from softprompt.text.verbalizer import Verbalizer
+from softprompt.text.verbalizer import Verbalizer, label_index
 
 
 def verbalizer(labels, template: str = "{text}\nTopic: {label}", tokenizer=None) -> Verbalizer:
@@ -61,17 +61,41 @@ def test_words_with_the_same_tokens_are_refused():
 
 def test_a_label_is_found_by_its_value_not_by_its_word():
     made = verbalizer({"0": "bad", "1": "good"})
-    assert [made.index(label) for label in ("0", "1", 1)] == [0, 1, 1]
+    assert [label_index(made.labels, label) for label in ("0", "1", 1)] == [0, 1, 1]
     with pytest.raises(LabelError, match="unknown label 'good'"):
-        made.index("good")
+        label_index(made.labels, "good")
 
 
 def test_an_unknown_label_is_named_with_its_row():
     with pytest.raises(LabelError, match=r"row 7: unknown label 'Sport'. The task's labels are sports, business"):
-        verbalizer(["sports", "business"]).index("Sport", "row 7")
+        label_index(("sports", "business"), "Sport", "row 7")
 
 
 def test_a_whole_text_given_for_a_label_is_not_repeated_whole():
     with pytest.raises(LabelError) as refused:
-        verbalizer(["sports", "business"]).index("x" * 10_000)
+        label_index(("sports", "business"), "x" * 10_000)
     assert len(str(refused.value)) < 250
+
+
+def test_a_number_that_is_no_label_counts_them():
+    assert [label_index(("sports", "business"), number) for number in (0, 1)] == [0, 1]
+    # Where labels are numbers, it can only be one of these.
+    assert label_index(("2", "1", "0"), 0) == 2
+    for labels, label in ((("1", "2", "3"), 0), (("1", "2", "x"), 0), (("-1", "+1"), 1)):
+        with pytest.raises(LabelError, match=rf"row 7: unknown label '{label}'\. The task's labels are [^.]*\.$"):
+            label_index(labels, label, "row 7")
+
+
+@pytest.mark.parametrize(
+    ("label", "advice"),
+    [
+        (2, "Write one of them, or its number, from 0 to 1.$"),
+        (-1, "Write one of them, or its number, from 0 to 1.$"),
+        ("1", "or its number, from 0 to 1: a number, not text"),
+    ],
+)
+def test_a_number_that_counts_no_label_is_refused_with_those_that_do(label, advice):
+    with pytest.raises(
+        LabelError, match=rf"unknown label '{label}'. The task's labels are sports, business. .*{advice}"
+    ):
+        label_index(("sports", "business"), label)

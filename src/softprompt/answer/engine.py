@@ -31,11 +31,13 @@ from softprompt.answer.requests import (
     Entry,
     asking,
     check_request,
+    chosen_by,
     no_writers,
     to_answer,
     to_write,
 )
 from softprompt.answer.verdicts import classification, labelling, span, tagging
+from softprompt.arguments import check_arguments
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, load_any
@@ -51,7 +53,7 @@ from softprompt.run.score import (
     label_odds,
     row_vectors,
 )
-from softprompt.run.vote import By, check_by
+from softprompt.run.vote import By
 from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example
 from softprompt.text.task import Task
@@ -74,8 +76,9 @@ class Engine:
     def __init__(self, backbone: Backbone, *, batch_size: int = 32) -> None:
         """
         Raises:
-            SettingsError: a batch size below 1.
+            SettingsError: a batch size below 1, or no backbone.
         """
+        check_arguments(backbone=backbone)
         check_whole("batch_size", batch_size)
         self.backbone, self.batch_size = backbone, batch_size
         self._forward = Forward(backbone)
@@ -106,6 +109,7 @@ class Engine:
                 where="name",
                 instead="Give another name, or replace=True." if name else "Give one.",
             )
+        check_arguments(folder=prompt)
         if isinstance(prompt, (SavedPrompt, SavedPrompts)):
             prompt.check(self.backbone, name)
             saved = prompt
@@ -142,21 +146,22 @@ class Engine:
         self._forward.reader.forget()
 
     @torch.no_grad()
-    def classify(self, requests: Sequence[Request], *, by: By = "vote") -> list[Classification | Labelling]:
+    def classify(self, requests: Sequence[Request], *, by: By | None = None) -> list[Classification | Labelling]:
         """Choose a label for each request, in order; where its task is multi-label, all that apply.
 
         Args:
             requests: prompts and rows. One to an ensemble is answered by all of its prompts, in the same batches.
-            by: how an ensemble chooses: "vote" takes the label that most of its prompts choose, of equally many the one
-                with the highest mean probability; "mean" the one with the highest mean probability.
+            by: how an ensemble chooses: "vote" (unless said otherwise) takes the label that most of its prompts choose,
+                of equally many the one with the highest mean probability; "mean" the one with the highest mean
+                probability. For ensembles only.
 
         Raises:
             UnknownPromptError: a request names a prompt that is not there.
             RequestError: a prompt chooses no label, or a row does not fit its template; the message says which request.
-            SettingsError: there is no such way to choose.
+            SettingsError: there is no such way to choose, or no ensemble is asked.
         """
-        check_by(by)
-        return self._classify(self._read(requests, asking(*CLASSIFYING)), by)
+        asked = self._read(requests, asking(*CLASSIFYING))
+        return self._classify(asked, chosen_by(by, asked))
 
     @torch.no_grad()
     def tag(self, requests: Sequence[Request]) -> list[Tagging]:
@@ -179,17 +184,16 @@ class Engine:
         return self._embed(self._read_alone(requests, asking("feature-extraction")))
 
     @torch.no_grad()
-    def answer(self, requests: Sequence[Request], *, by: By = "vote", max_new_tokens: int = 32) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], *, by: By | None = None, max_new_tokens: int = 32) -> list[Answer]:
         """Answer each request, in order, as the task of its prompt is answered: by label, text, span or vector.
 
         Args:
             requests: prompts and rows.
-            by: as in `classify`, of ensembles.
+            by: as in `classify`.
             max_new_tokens: as in `generate`, of prompts that write.
 
         Raises as the method that answers its kind of task.
         """
-        check_by(by)
         check_whole("max_new_tokens", max_new_tokens)
         ways: Mapping[str, Callable[[Sequence[AskedRow]], Sequence[Answer]]] = {
             "tag": self._tag,
@@ -198,6 +202,7 @@ class Engine:
             "generate": partial(self._generate, config=generation_config(self.backbone, max_new_tokens, {})),
         }
         asked = self._read(requests, partial(to_answer, room_for=max_new_tokens))
+        by = chosen_by(by, asked)
         verbs = [VERBS[first.entry.prompt.task.kind] for first, *_ in asked]
         answers: dict[int, Answer] = {}
         for verb in dict.fromkeys(verbs):
@@ -334,7 +339,7 @@ class Engine:
                 entry = self._entry(name)
                 members = (entry,) if isinstance(entry, Entry) else entry.members
                 if isinstance(entry, Ensemble) and (alone or members[0].prompt.task.kind not in CLASSIFYING):
-                    raise no_writers(entry.prompt)
+                    raise no_writers(entry.prompt, f"{where}, to {name!r}")
                 named = getattr(row, "where", None) or where
                 found.append(tuple(AskedRow(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from softprompt.collection import SavedPrompts
 from softprompt.errors import RequestError
 from softprompt.run.forward import Filling
+from softprompt.run.vote import By, check_by
 from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import Kind
@@ -76,6 +77,11 @@ def check_request(request: object, number: int) -> None:
             where=f"request {number}",
             instead='Give a list of pairs: [("topic", {"text": "..."})].',
         )
+
+
+def chosen_by(by: By | None, asked: Sequence[tuple[AskedRow, ...]]) -> By:
+    """How the ensembles that are asked choose; raises as `check_by`."""
+    return check_by(by, not asked or any(len(members) > 1 for members in asked))
 
 
 def asking(*kinds: str) -> Callable[[Entry, Mapping[str, Any], str], Example]:

@@ -381,14 +381,13 @@ class Backbone:
             # Given an index the model copies the positions it keeps; given a number it slices, and a product with a
             # slice would copy the LM head once for every row.
             inputs["logits_to_keep"] = torch.arange(max(0, length - keep), length, device=positions.device)
-        past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
-        reading = Reading(self._site_of, positions, context, rows, record, past)
-        narrow = at is not None and bool(self._products)
-        if context is not None or record is not None or narrow:
-            inputs[KEYWORD] = reading
+        products = [] if at is None else self._products
         with recompute.recomputing(self._recomputed), ExitStack() as stack:
-            if at is not None and narrow:
-                stack.enter_context(narrowed(self._products, at, length, lambda: reading.over))
+            if context is not None or record is not None or products:
+                past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
+                inputs[KEYWORD] = reading = Reading(self._site_of, positions, context, rows, record, past)
+                if at is not None and products:
+                    stack.enter_context(narrowed(products, at, length, lambda: reading.over))
             return (run or self.model)(**inputs)
 
 

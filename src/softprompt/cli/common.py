@@ -176,9 +176,9 @@ def show_metrics(metrics: Mapping[str, float]) -> None:
     show_table(["metric", "value"], [(name, f"{value:.4g}") for name, value in metrics.items()], numbers=["value"])
 
 
-def show_cut(facts: Sequence[Mapping[str, Any]]) -> None:
-    """How many rows were shortened, if any; from the facts of trainings."""
-    cut = sum(own["rows_cut"] for own in facts)
-    if cut:
-        total = sum(own["training_rows"] + own["evaluation_rows"] for own in facts)
-        typer.echo(f"{cut} of {total} rows were too long; their fields were shortened.")
+def show_cut(facts: Mapping[str, Any], name: str = "") -> None:
+    """How many rows of which set were shortened, if any; from the facts of a training, of the task of that name."""
+    sets = [(which, facts[f"{which}_rows_cut"], facts[f"{which}_rows"]) for which in ("training", "evaluation")]
+    counts = " and ".join(f"{cut} of {rows} {which} rows" for which, cut, rows in sets if cut)
+    if counts:
+        typer.echo(f"{f'{name}: ' if name else ''}{counts} were too long; their fields were shortened.")

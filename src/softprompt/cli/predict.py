@@ -46,8 +46,11 @@ def predict(
     quantization: Quantization = None,
     batch_size: BatchSize = 32,
     by: Annotated[
-        str, typer.Option(help="How an ensemble chooses: vote, or mean (the highest mean probability).")
-    ] = "vote",
+        str | None,
+        typer.Option(
+            help="How an ensemble chooses: vote, or mean (the highest mean probability).", show_default="vote"
+        ),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a generated answer.")] = 32,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -55,7 +58,8 @@ def predict(
 ) -> None:
     """Answer one row, or every row of a file, with a saved prompt or an ensemble of them.
 
-    A row's answer is printed on a line of its own; with --json as an object with probabilities.
+    A row's answer is printed on a line of its own, - where no label applies; with --json as an object with
+    probabilities.
     """
     from dataclasses import asdict
 
@@ -64,9 +68,9 @@ def predict(
     from softprompt.collection import SavedPrompts
     from softprompt.run.vote import check_by
 
-    check_by(by)
     rows = _rows(fields, text, data)
     prompt = load_asked(folder, others)
+    check_by(by, isinstance(prompt, SavedPrompts))
     if isinstance(prompt, SavedPrompts) and prompt.task.kind not in CLASSIFYING:
         raise no_writers(prompt, str(folder))
     backbone = load_backbone_of(prompt, model, dtype, quantization)
@@ -134,7 +138,7 @@ def _shown(answer: Answer, *, alone: bool) -> str:
         case Classification(label, probabilities):
             return f"{label} ({probabilities[label]:.1%})" if alone else label
         case Labelling(labels, probabilities):
-            return ", ".join(f"{label} ({probabilities[label]:.1%})" if alone else label for label in labels)
+            return ", ".join(f"{label} ({probabilities[label]:.1%})" if alone else label for label in labels) or "-"
         case Tagging(labels):
             return " ".join("-" if label is None else label for label in labels)
         case Span(text, _, _, probability):

@@ -175,7 +175,8 @@ def _show(prompts: SavedPrompts, out: Path, what: str, as_json: bool) -> None:
         return
     show_members(prompts)
     show_metrics(prompts.metrics)
-    show_cut([member.training for member in prompts.members.values()])
+    for name, member in prompts.members.items() if prompts.kind == "sources" else [("", prompts.first)]:
+        show_cut(member.training, name)
     tokens = prompts.first.values.tokens
     typer.echo(f"Saved to {out}: {what}, {tokens} virtual tokens each, {prompts.nbytes:,} bytes in all.")
 

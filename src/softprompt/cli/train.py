@@ -61,7 +61,7 @@ def train(
     field: Annotated[
         str | None, _option("The field inside which words are labelled or answers found.", _TASK, default="the last")
     ] = None,
-    none: Annotated[str, _option("The word for no label, of multi-label.", _TASK, default="none")] = "none",
+    none: Annotated[str | None, _option("The word for no label, of multi-label.", _TASK, default="none")] = None,
     target: Annotated[str, _option("The field that holds the answer.", _TASK, default="label")] = "label",
     max_length: Annotated[
         int | None, _option("The most tokens a row may take.", _TASK, default="what the model holds")
@@ -176,27 +176,27 @@ def train(
     from softprompt import data as files
     from softprompt.learn.settings import Settings
     from softprompt.learn.sources import check_sources
+    from softprompt.learn.training import check_options
     from softprompt.learn.training import train as run
     from softprompt.prompts import method_named
     from softprompt.text.task import Task
 
     # Whatever can be refused is refused before the model is loaded.
     chosen = method_named(method, _settings(setting) | _given(tokens=tokens, init=init, text=init_text))
-    settings = Settings(
-        **_given(
-            steps=steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            schedule=schedule,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            loss=loss,
-            eval_every=eval_every,
-            cache_bytes=cache_bytes,
-            seed=seed,
-        )
+    options = _given(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        loss=loss,
+        eval_every=eval_every,
+        cache_bytes=cache_bytes,
+        seed=seed,
     )
+    settings = Settings(**options)
 
     def task_of(template: str, labels: str | None) -> Task:
         return Task(
@@ -251,6 +251,7 @@ def train(
     idle = {f"--{name.replace('_', '-')}": value for name, value in of_sources.items()}
     several.refuse({**idle, "--teacher": teacher}, "it is for several tasks, and there is one")
     task = task_of(several.one(template, "--template") or "", several.one(labels, "--labels"))
+    check_options(chosen, task, options)
     held_out_at = several.one(eval_data, "--eval-data")
     if seeds is not None:
         several.refuse({"--from": begin_from}, "an ensemble's prompts begin from seeds")
@@ -271,7 +272,7 @@ def train(
         )
         return
     show_metrics(result.metrics)
-    show_cut([facts])
+    show_cut(facts)
     typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
 
 

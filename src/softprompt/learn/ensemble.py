@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.backbone.backbone import Backbone
 from softprompt.collection import SavedPrompts, save_all
 from softprompt.errors import SettingsError
@@ -81,6 +82,8 @@ def train_ensemble(
         DivergenceError: the loss of one is no longer a number. The last good prompts are saved as `OUTPUT.last-good`.
         SaveError: the prompts could not be written.
     """
+    check_arguments(backbone=backbone, task=task, method=method)
+    check_rows(train_rows=train_rows, eval_rows=eval_rows)
     settings = Settings.of(settings, options)
     if not method.LEARNS and not task.outputs:
         raise SettingsError(

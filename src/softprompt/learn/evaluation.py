@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts
 from softprompt.learn import metrics
+from softprompt.learn.lengths import check_answers_kept
 from softprompt.learn.progress import bar
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
@@ -21,6 +23,7 @@ from softprompt.run.score import head_log_probabilities, label_log_probabilities
 from softprompt.run.vote import choice, mean_log_probabilities
 from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
+from softprompt.text.task import OF_TOKENS
 
 
 def evaluate(
@@ -35,7 +38,8 @@ def evaluate(
 
     Returns:
         What the kind of the task has, see `softprompt.learn.metrics`: `loss` always, `accuracy` for all but generation.
-        `rows_cut` tells how many rows were shortened.
+        `rows_cut` tells how many rows were shortened; where words are labelled or questions answered, `answers_missed`
+        how many of these got no answer and count as wrong, because they (or the answer) were cut away.
 
         For an ensemble's classification `accuracy` and `macro_f1` are those of the vote and `loss` that of the mean
         probabilities; `mean_probability_accuracy` is that of the label with the highest of these, `NAME.accuracy` that
@@ -45,8 +49,11 @@ def evaluate(
     Raises:
         MismatchError: the prompt belongs to another backbone.
         RequestError: a row cannot be used; the message names it.
+        LengthError: all rows are questions whose answer was cut away.
         SettingsError: a batch size below 1, or a folder of prompts that each have a task of their own.
     """
+    check_arguments(backbone=backbone, prompt=prompt)
+    check_rows(rows=rows)
     check_whole("batch_size", batch_size)
     prompt.check(backbone, "prompt")
     if isinstance(prompt, SavedPrompts):
@@ -54,10 +61,15 @@ def evaluate(
     prompt.note_quantization(backbone, "prompt")
     saved = dict(prompt.members) if isinstance(prompt, SavedPrompts) else {"": prompt}
     members = {name: Measured.of(backbone, own, rows) for name, own in saved.items()}
+    first = next(iter(members.values()))
+    check_answers_kept(first.maker, first.examples, "rows", measured=True)
     with bar("Evaluating", len(rows), "row", show=progress) as evaluating:
         found = measure_together(Forward(backbone), members, batch_size, evaluating.update)
-    cut = (any(e.cut > 0 for e in row) for row in zip(*(m.examples for m in members.values()), strict=True))
-    return found | {"rows_cut": sum(cut)}
+    each = list(zip(*(m.examples for m in members.values()), strict=True))
+    found["rows_cut"] = sum(any(e.cut > 0 for e in row) for row in each)
+    if first.maker.task.kind in OF_TOKENS:
+        found["answers_missed"] = sum(max(len(e.missed) for e in row) for row in each)
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@
 | token-classification | `accuracy` (of words), `macro_f1`, `loss` (a word, nats) |
 | question-answering | `accuracy` (answers that are exactly right), `f1` (of their tokens, mean), `loss` |
 | feature-extraction | `accuracy` (rows whose nearest other row is of their kind), `loss` |
+
+Words that were cut away, or of which the tokenizer makes nothing, have no label and count as wrong; so do answers to
+questions that were cut away. The loss is that of the others.
 """
 
 from __future__ import annotations
@@ -62,21 +65,31 @@ def _token_classification(
 ) -> dict[str, float]:
     scores: list[Tensor] = []
     labels: list[int] = []
+    missed: list[int] = []
     for batch in batches:
         scores += head_log_probabilities(forward, batch, [head] * len(batch), [filling])
         labels += [label for e in batch for label in e.target]
-    return _likeliest(torch.cat(scores), torch.tensor(labels))
+        missed += [label for e in batch for label in e.missed]
+    return _likeliest(torch.cat(scores), torch.tensor(labels), torch.tensor(missed, dtype=torch.int64))
 
 
-def _likeliest(table: Tensor, truth: Tensor) -> dict[str, float]:
-    return of_labels(table.argmax(dim=-1), table, truth.to(table.device))
+def _likeliest(table: Tensor, truth: Tensor, missed: Tensor | None = None) -> dict[str, float]:
+    missed = None if missed is None else missed.to(table.device)
+    return of_labels(table.argmax(dim=-1), table, truth.to(table.device), missed)
 
 
-def of_labels(guess: Tensor, table: Tensor, truth: Tensor) -> dict[str, float]:
-    """Metrics of labels `[N]` that were chosen, and of log-probabilities `[N, C]`, against the true ones `[N]`."""
+def of_labels(guess: Tensor, table: Tensor, truth: Tensor, missed: Tensor | None = None) -> dict[str, float]:
+    """Metrics of labels `[N]` that were chosen, and of log-probabilities `[N, C]`, against the true ones `[N]`.
+
+    Args:
+        missed: `[M]`, the true labels of what was given none.
+    """
     said, is_ = (F.one_hot(labels, table.shape[1]).bool() for labels in (guess, truth))
+    if missed is not None:
+        said = F.pad(said, (0, 0, 0, len(missed)))
+        is_ = torch.cat([is_, F.one_hot(missed, table.shape[1]).bool()])
     return {
-        "accuracy": float((guess == truth).double().mean()),
+        "accuracy": int((guess == truth).sum()) / len(is_),
         "macro_f1": _macro_f1(said, is_),
         "loss": float(F.nll_loss(table, truth)),
     }
@@ -144,7 +157,7 @@ def _question_answering(
     return {
         "accuracy": sum(exact) / len(exact),
         "f1": sum(overlaps) / len(overlaps),
-        "loss": sum(losses) / len(losses) if losses else 0.0,
+        "loss": sum(losses) / len(losses) if losses else float("nan"),
     }
 
 

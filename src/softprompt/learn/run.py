@@ -170,9 +170,7 @@ class Run(Generic[T]):
         for number, (member, own) in enumerate(zip(self.members, metrics, strict=True)):
             own_facts = {
                 **(member.settings.facts() | {"learning_rate": member.learning_rate} if learns else {}),
-                "training_rows": len(member.data),
-                "evaluation_rows": len(member.held_out),
-                "rows_cut": sum(e.cut > 0 for e in [*member.data, *member.held_out]),
+                **member.lengths(),
                 "trained_parameters": count(self.parametrization.learned_by(number)),
             }
             prompts.append(member.prompt(outcome, number, own, own_facts | facts))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from softprompt.arguments import check_arguments, check_kind, check_rows
 from softprompt.backbone.backbone import Backbone
 from softprompt.checks import check_whole
 from softprompt.collection import SavedPrompts, check_names, save_all
@@ -43,12 +44,19 @@ class Source:
         eval_rows: rows to measure on; for all sources, or for none.
         teacher: a prompt of this task that is to be learned from, of any method and with any template; None to have
             one trained first.
+
+    Raises:
+        RequestError: the task is none, or rows are no rows.
     """
 
     task: Task
     rows: Sequence[Mapping[str, Any]]
     eval_rows: Sequence[Mapping[str, Any]] | None = None
     teacher: Given = None
+
+    def __post_init__(self) -> None:
+        check_arguments(task=self.task)
+        check_rows(rows=self.rows, eval_rows=self.eval_rows)
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ def train_sources(
         DivergenceError: the loss is no longer a number. The last good prompts are saved as `OUTPUT.last-good`.
         SaveError: the prompts could not be written.
     """
+    check_arguments(backbone=backbone, sources=sources, method=method)
     settings = Settings.of(settings, options)
     check_sources(
         list(sources),
@@ -127,7 +136,8 @@ def train_sources(
         mixing_limit=mixing_limit,
     )
     check_place(output, overwrite=overwrite, resume=resume)
-    for source in sources.values():
+    for name, source in sources.items():
+        check_kind(f"source {name}", source, (Source,), "Give Source(task, rows).")
         check_fit(method, source.task, backbone.kind, backbone.name)
     members = [Member(backbone, source.task, method, settings, name) for name, source in sources.items()]
     _check_lengths(members)
@@ -265,7 +275,7 @@ def _check_eval_rows(members: Sequence[Member]) -> None:
 
 def _read(member: Member, source: Source) -> None:
     try:
-        member.read(source.rows, source.eval_rows)
+        member.read(source.rows, source.eval_rows, of=member.name)
     except SoftpromptError as error:
         error.where = f"source {member.name}" + (f", {error.where}" if error.where else "")
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from softprompt import artifact
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.backbone.backbone import Backbone
-from softprompt.collection import SavedPrompts, load_any
 from softprompt.errors import DataError, SettingsError
+from softprompt.learn.begun import Begun, Start
 from softprompt.learn.evaluation import Measured, measure
+from softprompt.learn.lengths import check_answers_kept
 from softprompt.learn.losses import Loss, loss_for
 from softprompt.learn.objective import Objective
 from softprompt.learn.order import Shuffled
@@ -29,14 +31,11 @@ from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.saved import SavedPrompt, TrainingState
 from softprompt.text.examples import Example, ExampleMaker
-from softprompt.text.task import Task
+from softprompt.text.task import OF_TOKENS, Task
 from softprompt.text.worked import WorkedExamples
 
 HEAD_LEARNING_RATE = 5e-3
 """Of a head, unless a learning rate is given: a rate that is right for a prompt encoder starves it."""
-
-Start = str | Path | SavedPrompt | SavedPrompts
-"""Where a training begins: a prompt's folder or that of several, or such prompts."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +97,10 @@ def train(
             output it is lost.
         SaveError: the prompt could not be written.
     """
+    check_arguments(backbone=backbone, task=task, method=method)
+    check_rows(train_rows=train_rows, eval_rows=eval_rows)
     settings = Settings.of(settings, options)
-    idle = sorted(set(options) - set(Settings.MEASURING))
-    if idle and not method.LEARNS and not task.outputs:
-        raise SettingsError(
-            f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
-            instead="Leave it out, or use a method that learns.",
-        )
+    check_options(method, task, options)
     check_place(output, overwrite=overwrite, resume=resume)
     check_fit(method, task, backbone.kind, backbone.name)
     begun = None if start is None else Begun.of(start, backbone, method)
@@ -122,6 +118,20 @@ def train(
         output, overwrite=overwrite, resume=resume
     )
     return Result(outcome.saved, outcome.saved.metrics, output, outcome.history)
+
+
+def check_options(method: Method, task: Task, options: Iterable[str]) -> None:
+    """See that settings which are given by name have anything to set.
+
+    Raises:
+        SettingsError: nothing is learned, and one of them says how.
+    """
+    idle = sorted(set(options) - set(Settings.MEASURING))
+    if idle and not method.LEARNS and not task.outputs:
+        raise SettingsError(
+            f"a {method.NAME} learns nothing, so it takes no {', '.join(idle)}",
+            instead="Leave it out, or use a method that learns.",
+        )
 
 
 def run_alone(
@@ -143,42 +153,6 @@ def run_alone(
         callbacks=callbacks,
         more={},
     )
-
-
-@dataclass(frozen=True)
-class Begun:
-    """Saved prompts that a training begins from.
-
-    Attributes:
-        prompts: with their parameters.
-        where: how an error calls them.
-    """
-
-    prompts: Sequence[SavedPrompt]
-    where: str
-
-    @classmethod
-    def of(cls, start: Start, backbone: Backbone, method: Method) -> Begun:
-        """Read them.
-
-        Raises:
-            SettingsError: one is of another method, or its parameters were not saved.
-            ArtifactError, MismatchError: one cannot be read, or belongs to another backbone.
-        """
-        given = isinstance(start, (SavedPrompt, SavedPrompts))
-        where = "start" if given else str(start)
-        found = start if isinstance(start, (SavedPrompt, SavedPrompts)) else load_any(start, training=True)
-        found.check(backbone, where)
-        prompts = list(found.members.values()) if isinstance(found, SavedPrompts) else [found]
-        for saved in prompts:
-            if saved.method.NAME != method.NAME or saved.state is None:
-                raise SettingsError(
-                    f"it is a {saved.method.NAME} prompt"
-                    + (", not " + method.NAME if saved.state is not None else " without its parameters"),
-                    where=where,
-                    instead=f"Give a {method.NAME} prompt with its training.safetensors.",
-                )
-        return cls(prompts, where)
 
 
 class Member:
@@ -230,14 +204,24 @@ class Member:
         self.note_start(made, 0)
         return made
 
-    def read(self, train_rows: Sequence[Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]] | None) -> None:
+    def read(
+        self, train_rows: Sequence[Mapping[str, Any]], eval_rows: Sequence[Mapping[str, Any]] | None, of: str = ""
+    ) -> None:
         """Make examples of the rows.
+
+        Args:
+            of: the task whose rows they are, where there are several.
 
         Raises:
             RequestError: a row cannot be used; the message names it.
+            LengthError: all of them are questions whose answer was cut away.
         """
         self.rows, self.data = train_rows, self.maker.all(train_rows)
         self.held_out = self.maker.all(eval_rows) if eval_rows else []
+        of = f" of {of}" if of else ""
+        if self.learns:
+            check_answers_kept(self.maker, self.data, f"training rows{of}", measured=False)
+        check_answers_kept(self.maker, self.held_out, f"evaluation rows{of}", measured=True)
         if self.task.kind != "feature-extraction":
             return
         if self.settings.batch_size < 3:
@@ -251,6 +235,15 @@ class Member:
                 f"no two rows have the same {self.task.target!r}, so none has anything in common with another",
                 instead="Give rows that belong together the same answer.",
             )
+
+    def lengths(self) -> dict[str, Any]:
+        """How many rows there are, how many of them were shortened, and how much of what they ask for was cut away."""
+        facts: dict[str, Any] = {}
+        for name, examples in (("training", self.data), ("evaluation", self.held_out)):
+            facts |= {f"{name}_rows": len(examples), f"{name}_rows_cut": sum(e.cut > 0 for e in examples)}
+            if self.task.kind in OF_TOKENS:
+                facts[f"{name}_answers_missed"] = sum(len(e.missed) for e in examples)
+        return facts
 
     def begin_from(self, parametrization: Parametrization, begun: Begun) -> None:
         """Take the parameters of saved prompts for the start.
@@ -268,6 +261,7 @@ class Member:
         except SettingsError as error:
             error.where = error.where or begun.where
             raise
+        begun.note_heads(self.task)
         # What was learned under other settings may lie outside the bounds of these.
         parametrization.after_step()
         self.note_start(parametrization, 0)

@@ -64,8 +64,8 @@ class Head(nn.Module):
 
 
 def without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a saved state holds of the prompt alone, and not of its head."""
-    return {name: t for name, t in state.items() if not name.startswith(_HEAD)}
+    """What a saved state holds of the prompt alone, as it is called where there is no head."""
+    return {name.removeprefix(_PROMPT): t for name, t in state.items() if not name.startswith(_HEAD)}
 
 
 class Headed(Parametrization):
@@ -115,8 +115,7 @@ class Headed(Parametrization):
 
     def begin_from(self, states: Sequence[Mapping[str, Tensor]]) -> None:
         """Take saved prompts for the start, and the head of a single one where it has one; else heads are new."""
-        parts = [without_head(state) for state in states]
-        self.prompt.begin_from([{name.removeprefix(_PROMPT): t for name, t in part.items()} for part in parts])
+        self.prompt.begin_from([without_head(state) for state in states])
         head = self.head_for()
         found = {name.removeprefix(_HEAD): t for name, t in states[0].items() if name.startswith(_HEAD)}
         if len(states) == 1 and head is not None and found and found["weight"].shape == head.weight.shape:

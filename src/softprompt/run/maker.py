@@ -19,14 +19,15 @@ def example_maker(backbone: Backbone, task: Task, *, inside: bool = False) -> Ex
         SourceError: the task is answered in words, and the model has no language modelling head.
         LabelError, LengthError: as `ExampleMaker`.
     """
-    maker = ExampleMaker(
-        task, backbone.tokenizer, backbone.positions, backbone.kind, len(backbone.decoder_start), inside=inside
-    )
+    # First of all: what else there is to say of the template would not make the model answer.
     if task.kind in SPOKEN and not backbone.speaks:
         raise SourceError(
             f"it has no language modelling head, so it cannot answer a {task.kind} in words",
             where=backbone.name,
-            instead="Use a task with a trained head (sequence-classification, token-classification, "
-            "question-answering) or feature-extraction.",
+            instead="Use a task with a trained head, or vectors, and a template without {label} and {mask}: "
+            "kind='sequence-classification' (--kind sequence-classification), token-classification, "
+            "question-answering or feature-extraction.",
         )
-    return maker
+    return ExampleMaker(
+        task, backbone.tokenizer, backbone.positions, backbone.kind, len(backbone.decoder_start), inside=inside
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,13 +15,27 @@ By = Literal["vote", "mean"]
 the label with the highest mean probability."""
 
 
-def check_by(by: str) -> None:
-    """
+def check_by(by: str | None, ensembles: bool) -> By:
+    """How prompts answer together; "vote" unless said otherwise.
+
+    Args:
+        by: as it was given.
+        ensembles: whether any ensemble is asked.
+
     Raises:
-        SettingsError: prompts do not answer so.
+        SettingsError: prompts do not answer so, or none answer together.
     """
-    if by not in By.__args__:  # type: ignore[attr-defined]
-        raise SettingsError(f"by is {by!r}", where="by", instead=f"Use one of {', '.join(By.__args__)}.")  # type: ignore[attr-defined]
+    if by is None:
+        return "vote"
+    if by not in get_args(By):
+        raise SettingsError(f"by is {by!r}", where="by", instead=f"Use one of {', '.join(get_args(By))}.")
+    if not ensembles:
+        raise SettingsError(
+            f"by is {by!r}, but that is how an ensemble chooses labels, and none is asked",
+            where="by",
+            instead="Leave it out, or ask an ensemble.",
+        )
+    return cast(By, by)
 
 
 def mean_log_probabilities(each: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from softprompt.errors import DataError
 from softprompt.text import fields
 from softprompt.text.fields import Encoded
+from softprompt.text.locate import locate
 from softprompt.text.task import Task
 from softprompt.text.tokens import PieceTokenizer
 from softprompt.text.verbalizer import Verbalizer, label_index
@@ -43,32 +44,39 @@ def in_words(
     return Answer(tuple(ids))
 
 
+def position(task: Task, row: Mapping[str, Any], where: str | None) -> int:
+    """The position of a row's label among the task's."""
+    found = fields.value(row, task.target, where)
+    return label_index(task.labels, fields.label(found, task.target, where), where)
+
+
 def by_word(task: Task, row: Mapping[str, Any], where: str | None, verbalizer: Verbalizer) -> Answer:
     """One label, by its word."""
-    label = verbalizer.index(fields.text(row, task.target, where), where)
+    label = position(task, row, where)
     word = verbalizer.words[label]
     return Answer(word[:1] if verbalizer.by_first_token else word, (label,))
 
 
 def one_label(task: Task, row: Mapping[str, Any], where: str | None) -> Answer:
     """One label."""
-    return Answer(labels=(label_index(task.labels, fields.text(row, task.target, where), where),))
+    return Answer(labels=(position(task, row, where),))
 
 
 def some_labels(task: Task, row: Mapping[str, Any], where: str | None) -> Answer:
     """Any number of labels: a list, or text with a bar between them."""
-    named = fields.several(row, task.target, where, "|")
+    named = fields.labels(row, task.target, where, "|")
     return Answer(labels=tuple(sorted({label_index(task.labels, name, where) for name in named})))
 
 
 def of_words(task: Task, row: Mapping[str, Any], where: str | None, field: Encoded) -> Answer:
     """A label for each word of the field."""
-    named, words = fields.several(row, task.target, where), field.words or []
+    named, words = fields.labels(row, task.target, where), field.words or []
     if len(named) != len(words):
         raise DataError(
             f"field {task.field!r} has {len(words)} words, but {task.target!r} {len(named)} labels",
             where=where,
-            instead="Give both as lists of one length.",
+            instead=_other_field(task, lambda name: len(fields.several(row, name, where)) == len(named))
+            or "Give both as lists of one length.",
         )
     return Answer(tuple(label_index(task.labels, name, where) for name in named))
 
@@ -76,7 +84,8 @@ def of_words(task: Task, row: Mapping[str, Any], where: str | None, field: Encod
 def of_span(task: Task, row: Mapping[str, Any], where: str | None, field: Encoded) -> Answer:
     """Where in the field the answer stands: the first time, or from the character that `start` of a mapping says.
 
-    SQuAD's own way is read as well: `{"text": [...], "answer_start": [...]}`, of which the first answer counts.
+    SQuAD's own way is read as well: `{"text": [...], "answer_start": [...]}`, of which the first answer counts. An
+    answer may be written in another Unicode form than the field (composed, decomposed).
     """
     whole, content = fields.value(row, task.target, where), fields.text(row, task.field or "", where)
     instead = 'Give text that stands there, or {"text": ..., "start": its first character, counted from 0}.'
@@ -84,21 +93,39 @@ def of_span(task: Task, row: Mapping[str, Any], where: str | None, field: Encode
     if isinstance(whole, Mapping):
         start = _first(whole.get("start", whole.get("answer_start")))
         found = _first(whole.get("text"))
+    if found in ("", [], ()) or whole is None:
+        raise DataError(
+            f"the question has no answer, field {task.target!r} holds {str(whole)[:80] or repr(whole)}",
+            where=where,
+            instead=f"A {task.kind} finds an answer in every row: leave such rows out, or begin every {task.field!r} "
+            'with a word for it ("none. ...") and give that for their answer.',
+        )
     if not isinstance(found, (str, int, float)) or isinstance(start, bool) or not isinstance(start, int | None):
         raise DataError(f"field {task.target!r} holds {str(whole)[:80]}", where=where, instead=instead)
     answer = fields.as_text(found, task.target, where)
-    if start is None:
-        start = content.find(answer) if answer else -1
-    if not answer or start < 0 or content[start : start + len(answer)] != answer:
-        there = "" if content[max(0, start) :].startswith(answer) or start < 0 else f" at character {start}"
+    place = locate(content, answer, start)
+    if place is None:
+        there = "" if start is None or start < 0 else f" at character {start}"
         raise DataError(
-            f"the answer {answer[:80]!r} does not stand in field {task.field!r}{there}", where=where, instead=instead
+            f"the answer {answer[:80]!r} does not stand in field {task.field!r}{there}",
+            where=where,
+            instead=_other_field(task, lambda name: locate(fields.text(row, name, where), answer, start) is not None)
+            or instead,
         )
-    end, spans = start + len(answer), field.spans or []
-    inside = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
+    (begin, end), spans = place, field.spans or []
+    inside = [i for i, (a, b) in enumerate(spans) if a < end and b > begin]
     if not inside:
         raise DataError(f"no token stands for the answer {answer[:80]!r}", where=where)
     return Answer(tuple(BEGINS * (i == inside[0]) + ENDS * (i == inside[-1]) for i in range(len(spans))))
+
+
+def _other_field(task: Task, fits: Callable[[str], bool]) -> str | None:
+    """The advice to name another field of the template, where an answer fits that."""
+    other = next((name for name in task.template.fields if name != task.field and fits(name)), None)
+    return other and (
+        f"It goes with {{{other}}}: say that this is the field that is answered in, Task(..., field={other!r}) "
+        f"(--field {other})."
+    )
 
 
 def _first(value: Any) -> Any:

@@ -37,6 +37,8 @@ class Example:
         spans: for each of `reads` the part of the field's text it stands for, of a question's answer.
         words: for each of `reads` the number of the field's word it stands for, of words that are labelled.
         second_at: where the second segment begins, behind the first `{sep}`; None where nothing stands behind it.
+        missed: what the row asks for and cannot be answered: the label of each word that was cut away or of which the
+            tokenizer makes nothing; `IGNORED` for a question's answer of which a part was cut away.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +51,7 @@ class Example:
     spans: tuple[tuple[int, int], ...] = ()
     words: tuple[int, ...] = ()
     second_at: int | None = None
+    missed: tuple[int, ...] = ()
 
 
 class ExampleMaker:
@@ -96,6 +99,7 @@ class ExampleMaker:
         by_words = task.kind in SPOKEN and bool(task.labels)
         opens = kind == "encoder-decoder"
         self.verbalizer = Verbalizer(task, self._tokenizer, answer_opens=opens) if by_words else None
+        self._positions = positions
         # What is written last is never read.
         self._may_write = positions - decoder_start + 1 if opens and positions is not None else None
         self._pieces = self._fixed_pieces()
@@ -180,21 +184,23 @@ class ExampleMaker:
             tokens.extend(piece)
         if not tokens:
             raise DataError("the row is empty and so is the template", where=where)
-        target, words = answer.target, tuple[int, ...]()
+        target, words, missed = answer.target, tuple[int, ...](), tuple[int, ...]()
         spans: tuple[tuple[int, int], ...] = ()
         reads: tuple[int, ...] | None
         if inside is None:
             reads = self._reads(tokens, begins)
         else:
-            words, within = self._inside(inside, inside_size, where)
+            words, within = self._inside(found, inside, inside_size, room, where)
             reads = tuple(inside_at + i for i in within)
             if inside.words is not None:
+                read = set(words)
+                missed = tuple(label for i, label in enumerate(target) if i not in read)
                 target = tuple(target[i] for i in words) if target else ()
             else:
                 words, spans, target = (), tuple((inside.spans or [])[:inside_size]), target[:inside_size]
-                if sum(target) != answers.BEGINS + answers.ENDS:
+                if answer.target and sum(target) != answers.BEGINS + answers.ENDS:
                     # Part of the answer was cut away: nothing is learned from such a row.
-                    target = (IGNORED,) * len(target)
+                    target, missed = (IGNORED,) * len(target), (IGNORED,)
         return Example(
             tokens=tuple(tokens),
             field_at=len(tokens) if field_at is None else field_at,
@@ -206,6 +212,7 @@ class ExampleMaker:
             spans=spans,
             words=words,
             second_at=self._second_at(begins, len(tokens)),
+            missed=missed,
         )
 
     def fill(
@@ -252,7 +259,7 @@ class ExampleMaker:
         where = _named(row, where)
         if self.verbalizer is None:
             return None
-        return self.verbalizer.index(fields.text(row, self.task.target, where), where)
+        return answers.position(self.task, row, where)
 
     def all(self, rows: Iterable[Mapping[str, Any]]) -> list[Example]:
         """Make an example of every row, answers included; an error names the row by its origin or its number (from 1).
@@ -303,19 +310,45 @@ class ExampleMaker:
         assert inside is not None, "a task that is answered inside a field has one"
         return (answers.of_words if task.kind == "token-classification" else answers.of_span)(task, row, where, inside)
 
-    def _inside(self, field: Encoded, size: int, where: str | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _inside(
+        self, found: Sequence[Encoded], field: Encoded, size: int, room: int | None, where: str | None
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which words (or else tokens) of a field are answered, and at which of the `size` tokens that are kept of it.
 
         Not those that were cut away, nor words that the tokenizer makes nothing of (a zero-width blank, say).
+
+        Args:
+            found: all fields.
+            room: of all of them together.
         """
         units: Spans = field.words if field.words is not None else [(i, i + 1) for i in range(size)]
         kept = tuple(i for i, (a, b) in enumerate(units) if a < b <= size)
         if not kept:
-            raise DataError(
-                f"nothing of field {self.task.field!r} is left to answer in", where=where, instead="Give it some text."
-            )
+            raise self._nothing_left(found, field, room, where)
         # A decoder has seen a word at its last token; an encoder's first one is as good as any.
         return kept, tuple(units[i][1] - 1 if self._kind == "decoder" else units[i][0] for i in kept)
+
+    def _nothing_left(
+        self, found: Sequence[Encoded], field: Encoded, room: int | None, where: str | None
+    ) -> DataError | LengthError:
+        what = f"nothing of field {self.task.field!r} is left to answer in"
+        if room is None or not field.tokens:
+            return DataError(what, where=where, instead="Give it some text.")
+        sizes = [len(f.tokens) for f in found]
+        needed = next(end for begin, end in field.words or [(0, 1)] if begin < end)
+        place = next(i for i, f in enumerate(found) if f is field)
+        more = next(n for n in range(1, sum(sizes) + 1) if fields.shares(sizes, room + n)[place] >= needed)
+        bound = self.task.max_length
+        named = bound is not None and bound == self.limit
+        raisable = bound is not None and named and (self._positions is None or bound + more <= self._positions)
+        others = ", its slots or the other fields" if len(found) > 1 else " or its slots"
+        return LengthError(
+            f"{what}: {'max_length is' if named else 'the positions of the model are'} {self.limit}, and slots and "
+            f"hard text take {self._fixed} of them",
+            where=where,
+            instead=f"{f'Raise max_length by {more} or more, or shorten' if raisable else 'Shorten'} the template"
+            f"{others} by {more} tokens.",
+        )
 
     def _reads(self, tokens: Sequence[int], begins: Sequence[int]) -> tuple[int, ...] | None:
         """Where the model's output is read, of a task that is not answered inside a field."""
@@ -371,5 +404,9 @@ def _named(row: Mapping[str, Any], where: str | None) -> str | None:
     """How an error names a row; one that is none is refused."""
     where = where or getattr(row, "where", None)
     if not isinstance(row, Mapping):
-        raise DataError(f"the row is {type(row).__name__}, not fields by name", where=where)
+        raise DataError(
+            f"the row is {type(row).__name__}, not fields by name",
+            where=where,
+            instead='Give rows such as {"text": "...", "label": "..."}.',
+        )
     return where

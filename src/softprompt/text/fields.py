@@ -62,6 +62,19 @@ def as_text(found: Any, name: str, where: str | None) -> str:
     return str(found)
 
 
+def label(found: Any, name: str, where: str | None) -> str | int:
+    """A label that stands under `name`: text, or a whole number, which may count the labels. Raises as `text`."""
+    return found if isinstance(found, int) and not isinstance(found, bool) else as_text(found, name, where)
+
+
+def labels(row: Mapping[str, Any], name: str, where: str | None, separator: str | None = None) -> list[str | int]:
+    """A field that holds several labels. Arguments, and what is raised, as in `several`."""
+    found = value(row, name, where)
+    if isinstance(found, (list, tuple)):
+        return [label(part, name, where) for part in found]
+    return [found] if isinstance(label(found, name, where), int) else [*several(row, name, where, separator)]
+
+
 def several(row: Mapping[str, Any], name: str, where: str | None, separator: str | None = None) -> list[str]:
     """A field that holds several texts: a list, or one text with a separator between them (None: white space).
 

@@ -50,7 +50,7 @@ class Task:
         kind: see the table; "classification" with labels and "generation" without unless said otherwise.
         labels: the values a row's answer may have, in order; empty where there are none.
         words: how each label is written where the model answers; the label itself unless said otherwise.
-        none: the word that stands for no label, of a multi-label task.
+        none: the word that stands for no label, of a multi-label task; "none" unless said otherwise.
         target: the row's field that holds the answer.
         field: the row's field inside which is answered; the template's last unless said otherwise.
         max_length: the most tokens a row may take, virtual ones and the answer included; None for what the model can
@@ -72,7 +72,7 @@ class Task:
         labels: Sequence[str] | Mapping[str, str] | None = None,
         *,
         kind: Kind | None = None,
-        none: str = "none",
+        none: str | None = None,
         target: str = "label",
         field: str | None = None,
         max_length: int | None = None,
@@ -87,7 +87,7 @@ class Task:
             TemplateError: the template cannot be read, or does not go with the kind of answer.
             LabelError: fewer than two labels, an empty one, the same one twice, one that is no text, or labels of a
                 task that has none.
-            SettingsError: an unknown kind, or a `max_length` below 1.
+            SettingsError: an unknown kind, a `max_length` below 1, or a `field` or `none` of a kind that has none.
         """
         parsed = Template.parse(template) if isinstance(template, str) else template
         kind = kind or ("generation" if labels is None else "classification")
@@ -109,6 +109,13 @@ class Task:
                 where="field",
                 instead="Leave it out.",
             )
+        if none is not None and kind != "multi-label":
+            raise SettingsError(
+                f"a {kind} has no word for no label, but none is {none!r}",
+                where="none",
+                instead="Leave it out, or use kind='multi-label'.",
+            )
+        none = "none" if none is None else none
         if kind == "multi-label" and (none in words or not none.strip()):
             what = f"{none!r} is a label's word and the word for none" if none.strip() else "the word for none is empty"
             raise LabelError(what, instead="Give another: none=...")
@@ -145,7 +152,7 @@ class Task:
             template,
             labels,
             kind=self.kind,
-            none=self.none,
+            none=self.none if self.kind == "multi-label" else None,
             target=self.target,
             field=self.field,
             max_length=self.max_length,

@@ -77,26 +77,23 @@ class Verbalizer:
                     instead='Give a word of one token: labels={"label": "word", ...}.',
                 )
 
-    def index(self, label: object, where: str | None = None) -> int:
-        """Position of a label value.
 
-        Raises:
-            LabelError: it is not one of the task's.
-        """
-        return label_index(self.labels, label, where)
-
-
-def label_index(labels: tuple[str, ...], label: object, where: str | None = None) -> int:
+def label_index(labels: tuple[str, ...], label: str | int, where: str | None = None) -> int:
     """Position of a label value among a task's.
+
+    A whole number that is no label counts them from 0, as class numbers of data sets do; not where any label is a
+    number itself, for then it is more likely a slip.
 
     Raises:
         LabelError: it is not one of them.
     """
-    try:
+    if str(label) in labels:
         return labels.index(str(label))
-    except ValueError:
-        raise LabelError(
-            f"unknown label {str(label)[:80]!r}",
-            where=where,
-            instead=f"The task's labels are {', '.join(labels)}.",
-        ) from None
+    counted = not any(name.strip().lstrip("+-").isdecimal() for name in labels)
+    if counted and isinstance(label, int) and 0 <= label < len(labels):
+        return label
+    instead = f"The task's labels are {', '.join(labels)}."
+    if counted and str(label).strip().lstrip("+-").isdecimal():
+        instead += f" Write one of them, or its number, from 0 to {len(labels) - 1}"
+        instead += "." if isinstance(label, int) else ": a number, not text (JSON Lines and Parquet have numbers)."
+    raise LabelError(f"unknown label {str(label)[:80]!r}", where=where, instead=instead)
