@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed.workbench import Case, Workbench, examples
+from benchmarks.speed.workbench import Case, Workbench, adapter, examples
 from softprompt.prompts.prompt import VirtualTokens
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.generation import PromptedModel
@@ -47,7 +47,7 @@ def mixed(bench: Workbench, tasks: int, rows: int, tokens: int, length: int, new
     def peft() -> Tensor:
         answers: list[Tensor] = [torch.empty(0)] * rows
         for task, members in enumerate(parts):
-            wrapped.set_adapter(str(task))
+            wrapped.set_adapter(adapter(task))
             own = texts[members]
             mask = torch.ones_like(own)
             if new:
@@ -93,7 +93,7 @@ def one_text(bench: Workbench, tasks: int, tokens: int, length: int) -> Case:
     @torch.no_grad()
     def peft() -> None:
         for task in range(tasks):
-            wrapped.set_adapter(str(task))
+            wrapped.set_adapter(adapter(task))
             wrapped(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from benchmarks.speed.workbench import LEARNING_RATE, Case, Workbench, agree, examples, our_step, peft_step
+from benchmarks.speed.workbench import FIRST, LEARNING_RATE, Case, Workbench, agree, examples, our_step, peft_step
 from softprompt.learn.losses import AnswerLoss
 from softprompt.learn.objective import Objective
 from softprompt.learn.training import host
@@ -28,7 +28,7 @@ def prompt(bench: Workbench, tokens: int, rows: int, length: int, *, behind: boo
     values = nn.Parameter(start.clone())
     ours = our_step(forward, mine, lambda: [Filling(VirtualTokens(values))], [values])
     wrapped = bench.peft_prompts(start)
-    theirs = wrapped.prompt_encoder["0"].embedding.weight
+    theirs = wrapped.prompt_encoder[FIRST].embedding.weight
     peft = peft_step(wrapped, texts, targets, [theirs], use_cache=False)
 
     def read() -> None:
@@ -107,7 +107,7 @@ def multitask(bench: Workbench, tasks: int, tokens: int, rows: int, length: int)
     wrapped = bench.peft(
         MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens, num_tasks=tasks, num_ranks=1)
     )
-    encoder = wrapped.prompt_encoder["0"]
+    encoder = wrapped.prompt_encoder[FIRST]
     encoder.embedding.weight.data.copy_(start)
     shared = nn.Parameter(start.clone())
     columns = [nn.Parameter(encoder.prefix_task_cols[k].detach().clone()) for k in range(tasks)]
@@ -134,7 +134,7 @@ def prefix(bench: Workbench, tokens: int, rows: int, length: int) -> Case:
     texts, targets = bench.ids(rows, length), bench.ids(rows, 1)[:, 0]
     sites, shapes = tuple(bench.backbone.site_shapes), list(bench.backbone.site_shapes.values())
     wrapped = bench.peft(PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens))
-    table = wrapped.prompt_encoder["0"].embedding.weight
+    table = wrapped.prompt_encoder[FIRST].embedding.weight
     table.data.copy_(torch.randn(table.shape, generator=bench.generator) * 0.5)
     # [P, sites * 2 * H * E], a key and a value of each site in turn.
     heads, width, _ = shapes[0]

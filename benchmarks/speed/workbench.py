@@ -19,6 +19,9 @@ from softprompt.text.examples import Example
 
 LEARNING_RATE = 5e-3
 
+FIRST = "default"
+"""What PEFT's first adapter is called; its context-aware prompt tuning answers to no other name."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Work = Callable[[], object]
@@ -63,14 +66,14 @@ class Workbench:
         return self.backbone.embed(self.ids(1, tokens)[0]).detach().float().clone()
 
     def peft(self, config: Any, adapters: int = 1) -> nn.Module:
-        """The plain model with adapters of one kind, named "0", "1", ..."""
+        """The plain model with adapters of one kind, named `FIRST`, "1", "2", ..."""
         from peft import get_peft_model
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrapped = get_peft_model(self.model, config, adapter_name="0")
+            wrapped = get_peft_model(self.model, config, adapter_name=FIRST)
             for i in range(1, adapters):
-                wrapped.add_adapter(str(i), config)
+                wrapped.add_adapter(adapter(i), config)
         # Frozen they are alike, but dropout must not differ.
         return wrapped.eval()
 
@@ -81,7 +84,7 @@ class Workbench:
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(starts[0]))
         wrapped = self.peft(config, len(starts))
         for i, start in enumerate(starts):
-            wrapped.prompt_encoder[str(i)].embedding.weight.data.copy_(start)
+            wrapped.prompt_encoder[adapter(i)].embedding.weight.data.copy_(start)
         return wrapped
 
     def bare(self, ids: Tensor) -> Work:
@@ -95,6 +98,11 @@ class Workbench:
             nn.functional.cross_entropy(logits[:, -1].float(), targets).backward()
 
         return step
+
+
+def adapter(number: int) -> str:
+    """What PEFT's adapter of a number, from 0, is called."""
+    return str(number) if number else FIRST
 
 
 def examples(texts: Tensor, targets: Tensor | None, tokens: int, *, behind: bool = False) -> list[Example]:
