@@ -31,6 +31,9 @@ HARD_TEMPLATES: Mapping[str, str] = {
     ),
 }
 
+# Evaluations cost little, the articles being kept: ten choose a better step than three.
+EVALUATIONS = 10
+
 LEARNED_TEMPLATE = "Article: {text}\n{soft:10}Topic: {label}"
 
 
@@ -100,6 +103,7 @@ def run(
         progress=progress,
         seed=seed,
         steps=steps,
+        eval_every=max(1, steps // EVALUATIONS),
     )
     learned = evaluate(backbone, result.prompt, rows, progress=progress)["accuracy"]
     say(f"  accuracy {learned:.1%}")
