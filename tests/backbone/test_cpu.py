@@ -54,7 +54,8 @@ def causal(padded: dict[int, int]) -> Tensor:
     ids=["one context for all", "one for each row", "shared by some", "shared unevenly"],
 )
 @pytest.mark.parametrize("additive", [False, True])
-def test_a_context_and_own_keys_merged_are_attention_over_both(entries: int, which: list[int], additive: bool):
+@pytest.mark.parametrize("way", ["merged", "side by side"])
+def test_a_context_and_own_keys_are_attended_together(entries: int, which: list[int], additive: bool, way: str):
     query, key, value = queries()
     context_key = random(entries, KEY_HEADS, CONTEXT, WIDTH)
     context_value = random(entries, KEY_HEADS, CONTEXT, WIDTH)
@@ -63,10 +64,18 @@ def test_a_context_and_own_keys_merged_are_attention_over_both(entries: int, whi
     seen[2, ..., 4:] = False
     seen[3] = False
     rows = torch.tensor(which)
-    groups = cpu.Groups(rows, entries) if 1 < entries < ROWS else None
-    mask = torch.zeros(own.shape).masked_fill(~own, torch.finfo(torch.float32).min) if additive else own
-    split = cpu.Split.of(query, key, entries, groups, seen, mask)
-    found = cpu.merged_attention(query, key, value, context_key, context_value, split, None)
+    picked = rows if 1 < entries < ROWS else None
+
+    def given(mask: Tensor) -> Tensor:
+        return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min) if additive else mask
+
+    if way == "merged":
+        groups = None if picked is None else cpu.Groups(picked, entries)
+        split = cpu.Split.of(query, key, entries, groups, seen, given(own))
+        found = cpu.merged_attention(query, key, value, context_key, context_value, split, None)
+    else:
+        bias = cpu.grouped_bias(given(torch.cat([seen, own], dim=-1)), query, key)
+        found = cpu.joined_attention(query, key, value, context_key, context_value, picked, bias, None)
     keys, values = torch.cat([context_key[rows], key], dim=2), torch.cat([context_value[rows], value], dim=2)
     right = written_out(query, keys, values, torch.cat([seen, own], dim=-1))
     agree(found, right, (query, key, value, context_key, context_value))

@@ -120,9 +120,7 @@ class Reading:
             if split is not None:
                 return cpu.merged_attention(query, key, value, context_key, context_value, split, call.scale)
         bias = self._once("wide", call, lambda: cpu.grouped_bias(self.widen(call), query, key))
-        keys, values = self.before(site, key.shape[0])
-        key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
-        return cpu.grouped_attention(query, key, value, bias, call.scale)
+        return cpu.joined_attention(query, key, value, context_key, context_value, self.rows, bias, call.scale)
 
     def _split(self, call: Call, context_key: Tensor) -> cpu.Split | None:
         entries, groups = context_key.shape[0], None

@@ -182,6 +182,27 @@ def merged_attention(
     return found
 
 
+def joined_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    context_key: Tensor,
+    context_value: Tensor,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """The same in one pass, the keys of each row's context laid before its own, `[B, heads, T, E]`.
+
+    Args:
+        query, key, value, context_key, context_value, scale: as in `merged_attention`.
+        rows: `[B]` int64, the entry each row reads; None where all read the only one, or row b reads entry b.
+        bias: over both sets, as `grouped_bias` makes it.
+    """
+    found: Tensor = _Joined.apply(query, key, value, context_key, context_value, rows, bias, scale)
+    return found
+
+
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """What each query finds in keys of its row, `[B, heads, T, E]`.
 
@@ -197,6 +218,63 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
 def grouped_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """A mask `[B or 1, 1, T, S]`, bool or added to the scores, for `grouped_attention`; None where all is seen."""
     return _Layout(*key.shape[:2]).bias(mask, query)
+
+
+class _Joined(torch.autograd.Function):
+    """Lays keys side by side once more in the backward pass: they would be most of what a layer keeps for it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query, key, value, context_key, context_value, rows, bias, scale = inputs
+        layout = _Layout(*key.shape[:2])
+        keys, values = _side_by_side(context_key, key, rows), _side_by_side(context_value, value, rows)
+        out, total = _forward(layout.fold(query), keys, values, 0.0, False, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(query, key, value, context_key, context_value, out, total)
+        ctx.rows, ctx.bias, ctx.scale = rows, bias, scale
+        return layout.unfold(out, query.shape[1], query.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, context_key, context_value, out, total = ctx.saved_tensors
+        layout = _Layout(*key.shape[:2])
+        keys, values = _side_by_side(context_key, key, ctx.rows), _side_by_side(context_value, value, ctx.rows)
+        to_query, to_keys, to_values = _backward(
+            layout.fold(gradients[0]),
+            layout.fold(query),
+            keys,
+            values,
+            out,
+            total,
+            0.0,
+            False,
+            attn_mask=ctx.bias,
+            scale=ctx.scale,
+        )
+        width = context_key.shape[2]
+
+        def to_context(to_all: Tensor, table: Tensor) -> Tensor:
+            to_rows = to_all[:, :, :width]
+            if ctx.rows is not None:
+                return torch.zeros_like(table).index_add(0, ctx.rows, to_rows)
+            return to_rows.sum_to_size(table.shape)
+
+        of_keys, of_values = ctx.needs_input_grad[3:5]
+        return (
+            layout.unfold(to_query, query.shape[1], query.shape[2]),
+            to_keys[:, :, width:],
+            to_values[:, :, width:],
+            to_context(to_keys, context_key) if of_keys else None,
+            to_context(to_values, context_value) if of_values else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _side_by_side(table: Tensor, own: Tensor, rows: Tensor | None) -> Tensor:
+    """`[K, H, P, E]` of a context and `[B, H, S, E]` of rows -> `[B, H, P + S, E]`."""
+    each = table.expand(own.shape[0], *table.shape[1:]) if rows is None else table.index_select(0, rows)
+    return torch.cat([each, own], dim=2)
 
 
 class _Merged(torch.autograd.Function):
