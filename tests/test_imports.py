@@ -21,7 +21,7 @@ MAY_KNOW = {
     "errors": set(),
     "atomic": set(),
     "checks": {"errors"},
-    "backbone": {"errors", "torch", "transformers"},
+    "backbone": {"errors", "checks", "torch", "transformers"},
     "text": {"errors", "torch", "transformers"},
     "prompts": {"errors", "checks", "text.task", "text.template", "text.worked", "torch"},
     "run": {"errors", "backbone", "text", "prompts", "torch", "transformers"},

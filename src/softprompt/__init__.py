@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "softprompt.backbone.backbone",
+    "TextCache": "softprompt.backbone.text_cache",
     "Task": "softprompt.text.task",
     "HardPrompt": "softprompt.prompts",
     "PromptTuning": "softprompt.prompts",
@@ -20,6 +21,7 @@ _HOMES = {
     "ContextAwarePromptTuning": "softprompt.prompts",
     "MultitaskPromptTuning": "softprompt.prompts",
     "Settings": "softprompt.learn.settings",
+    "Profile": "softprompt.learn.profile",
     "train": "softprompt.learn.training",
     "Source": "softprompt.learn.sources",
     "train_sources": "softprompt.learn.sources",
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
     from softprompt.artifact import load as load
     from softprompt.artifact import save as save
     from softprompt.backbone.backbone import Backbone as Backbone
+    from softprompt.backbone.text_cache import TextCache as TextCache
     from softprompt.collection import ensemble as ensemble
     from softprompt.collection import load_all as load_all
     from softprompt.collection import save_all as save_all
     from softprompt.errors import SoftpromptError as SoftpromptError
     from softprompt.learn.ensemble import train_ensemble as train_ensemble
     from softprompt.learn.evaluation import evaluate as evaluate
+    from softprompt.learn.profile import Profile as Profile
     from softprompt.learn.settings import Settings as Settings
     from softprompt.learn.sources import Source as Source
     from softprompt.learn.sources import train_sources as train_sources

@@ -339,7 +339,7 @@ class Engine:
                 entry = self._entry(name)
                 members = (entry,) if isinstance(entry, Entry) else entry.members
                 if isinstance(entry, Ensemble) and (alone or members[0].prompt.task.kind not in CLASSIFYING):
-                    raise no_writers(entry.prompt, f"{where}, to {name!r}")
+                    raise no_writers(entry.prompt)
                 named = getattr(row, "where", None) or where
                 found.append(tuple(AskedRow(row, member, example(member, row, named)) for member in members))
             except SoftpromptError as error:

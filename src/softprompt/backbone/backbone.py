@@ -6,6 +6,7 @@ import inspect
 import logging
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -22,6 +23,7 @@ from softprompt.backbone.last_layer import narrowed, products_in_last_layer
 from softprompt.backbone.outputs import Outputs, bodies, gathering
 from softprompt.backbone.positions import cached_tokens, context_lengths, offset_positions
 from softprompt.backbone.sites import probe
+from softprompt.backbone.text_cache import Shelf, TextCache, as_cache
 from softprompt.errors import SettingsError, SourceError
 
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
@@ -43,6 +45,7 @@ class Backbone:
             tried on random tokens, not read off a name.
         speaks: whether it has a language modelling head.
         quantization: how `load` quantised it; None where it did not.
+        cache: where the keys and values of texts are kept on disk; None for nowhere.
         state_size: the width of a last hidden state; some models have narrower input embeddings.
         marks_segments: whether it is an encoder that is told which tokens stand behind the first separator.
         sites: where it attends, in calling order.
@@ -57,6 +60,7 @@ class Backbone:
         name: what messages call it.
         gradient_checkpointing, compile: as in `load`.
         quantization: how `load` quantised it.
+        cache: as in `load`.
         fingerprint: where it is known; else it is taken from the weights as they are.
 
     Raises:
@@ -74,9 +78,10 @@ class Backbone:
         compile: bool = False,
         fingerprint: str | None = None,
         quantization: str | None = None,
+        cache: TextCache | str | Path | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model, tokenizer, name or model.config.name_or_path
-        self.quantization = quantization
+        self.quantization, self.cache = quantization, as_cache(cache)
         model.requires_grad_(False)
         model.eval()
         self._table = _input_embeddings(model)
@@ -123,6 +128,7 @@ class Backbone:
         gradient_checkpointing: bool = False,
         quantization: str | None = None,
         compile: bool = False,
+        cache: TextCache | str | Path | None = None,
     ) -> Self:
         """Load a model from a folder, an installed weight package (`smollm2`, `minilm`) or the Hub (`owner/name`).
 
@@ -135,13 +141,17 @@ class Backbone:
             gradient_checkpointing: recompute layers in the backward pass instead of keeping them.
             quantization: keep the weights in fewer bits: "int8" (with torchao) or "nf4" (with bitsandbytes).
             compile: have torch compile the layers when they are first run; slow to begin with.
+            cache: a folder (or `TextCache`) where the keys and values of texts that are read once are kept, for other
+                runs and tasks to find.
 
         Raises:
             SourceError: nothing is found under that name, its weights are damaged or incomplete, or it is no language
                 model.
             SettingsError: unknown dtype, device or quantization, one whose library is not installed, or gradient
                 checkpointing or compilation of a model that has no layers for it.
+            OutputError: the cache's folder cannot be written to.
         """
+        cache = as_cache(cache)
         model, tokenizer, fingerprint = loading.load(name, dtype, device, quantization)
         return cls(
             model,
@@ -151,6 +161,7 @@ class Backbone:
             compile=compile,
             fingerprint=fingerprint,
             quantization=quantization,
+            cache=cache,
         )
 
     def _check(self) -> None:
@@ -182,6 +193,13 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self._table.weight.dtype
+
+    @cached_property
+    def shelf(self) -> Shelf | None:
+        """Its texts in `cache`."""
+        if self.cache is None:
+            return None
+        return self.cache.of(self.fingerprint, str(self.dtype), str(self.quantization), str(self.quantized))
 
     @property
     def quantized(self) -> bool:

@@ -20,11 +20,13 @@ class Stretch:
         keys: one `[P, H, E]` per site, as attention received them (rotary positions applied).
         values: one `[P, H, E]` per site; H and E may differ from those of the keys and from site to site.
         pinned: whether it is seen from everywhere, whatever the sliding window. Such a stretch stands first.
+        mapped: whether it stands in a file that is mapped into memory, so that it takes none.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     pinned: bool = False
+    mapped: bool = False
 
     @property
     def length(self) -> int:
@@ -33,6 +35,14 @@ class Stretch:
     @property
     def nbytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Stretch:
+        """The same elsewhere, or in other numbers; itself where nothing changes."""
+        if self.keys[0].device == device and self.keys[0].dtype == dtype:
+            return self
+        return Stretch(
+            tuple(t.to(device, dtype) for t in self.keys), tuple(t.to(device, dtype) for t in self.values), self.pinned
+        )
 
     def copy(self) -> Stretch:
         """The same values in memory of their own, without gradients: what is kept must not hold on to a whole pass."""

@@ -49,6 +49,13 @@ With = Annotated[
         help="Another prompt of the same task and model; all of them answer together. May be given more than once.",
     ),
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="A folder where what texts leave in the model is kept, for other runs and tasks to find.",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run at once.")]
 
 
@@ -101,6 +108,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 
 def load_backbone(name: str, dtype: str, **options: Any) -> Backbone:
@@ -136,11 +144,15 @@ def load_asked(folder: Path, others: Sequence[Path] | None) -> SavedPrompt | Sav
 
 
 def load_backbone_of(
-    prompt: SavedPrompt | SavedPrompts, model: str | None, dtype: str | None, quantization: str | None
+    prompt: SavedPrompt | SavedPrompts,
+    model: str | None,
+    dtype: str | None,
+    quantization: str | None,
+    cache: Path | None,
 ) -> Backbone:
     """The backbone of a prompt, loaded as it was while training in all that is not said."""
     way = prompt.quantization if quantization is None else quantization
-    return load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=way)
+    return load_backbone(model or prompt.backbone_name, dtype or prompt.dtype, quantization=way, cache=cache)
 
 
 def show_json(result: Any) -> None:

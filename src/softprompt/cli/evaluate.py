@@ -8,6 +8,7 @@ import typer
 
 from softprompt.cli.common import (
     BatchSize,
+    Cache,
     Debug,
     Dtype,
     Json,
@@ -33,6 +34,7 @@ def evaluate(
     dtype: Dtype = None,
     quantization: Quantization = None,
     batch_size: BatchSize = 32,
+    cache: Cache = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -43,7 +45,7 @@ def evaluate(
 
     prompt = load_asked(folder, others)
     rows = files.read(data)
-    backbone = load_backbone_of(prompt, model, dtype, quantization)
+    backbone = load_backbone_of(prompt, model, dtype, quantization, cache)
     metrics = run(backbone, prompt, rows, batch_size=batch_size, progress=not quiet)
     if as_json:
         show_json({"rows": len(rows), "metrics": metrics})

@@ -9,6 +9,7 @@ import typer
 
 from softprompt.cli.common import (
     BatchSize,
+    Cache,
     Debug,
     Dtype,
     Json,
@@ -45,6 +46,7 @@ def predict(
     dtype: Dtype = None,
     quantization: Quantization = None,
     batch_size: BatchSize = 32,
+    cache: Cache = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +75,7 @@ def predict(
     check_by(by, isinstance(prompt, SavedPrompts))
     if isinstance(prompt, SavedPrompts) and prompt.task.kind not in CLASSIFYING:
         raise no_writers(prompt, str(folder))
-    backbone = load_backbone_of(prompt, model, dtype, quantization)
+    backbone = load_backbone_of(prompt, model, dtype, quantization, cache)
     engine = Engine(backbone, batch_size=batch_size)
     engine.add("prompt", prompt)
     cut = 0

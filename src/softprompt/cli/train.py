@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from softprompt.cli import several
 from softprompt.cli.common import Debug, Json, Quiet, load_backbone, show_cut, show_json, show_metrics, verb
 from softprompt.errors import SettingsError
+
+if TYPE_CHECKING:
+    from softprompt.learn.profile import Profile
 
 _TASK, _METHOD, _TRAINING, _SEVERAL = "The task", "What is learned", "Training", "Several tasks, several seeds"
 
@@ -117,8 +121,21 @@ def train(
         str | None, _option("labels (among the label words) or vocabulary.", _TRAINING, default="labels")
     ] = None,
     eval_every: Annotated[int | None, _option("Steps between evaluations.", _TRAINING, default="three in all")] = None,
+    group_by_length: Annotated[
+        bool | None,
+        typer.Option("--group-by-length", help="Rows of like length stand in one step.", rich_help_panel=_TRAINING),
+    ] = None,
     cache_bytes: Annotated[
         int | None, _option("Memory for texts that are read once.", _TRAINING, default="4 GiB")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache",
+            help="A folder where these texts are kept, for other runs and tasks to find.",
+            rich_help_panel=_TRAINING,
+            metavar="DIR",
+        ),
     ] = None,
     seed: Annotated[int | None, _option("Of the init and of the order of rows.", _TRAINING, default="0")] = None,
     begin_from: Annotated[
@@ -153,6 +170,15 @@ def train(
         int | None,
         _option("Several tasks: rows of one that count for its share in a step.", _SEVERAL, default="262144"),
     ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--profile",
+            help="Show where a step's time goes, and write that into a folder.",
+            rich_help_panel=_TRAINING,
+            metavar="DIR",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=_TRAINING)
     ] = False,
@@ -174,6 +200,7 @@ def train(
     """
     from softprompt import artifact
     from softprompt import data as files
+    from softprompt.learn.profile import Profile
     from softprompt.learn.settings import Settings
     from softprompt.learn.sources import check_sources
     from softprompt.learn.training import check_options
@@ -193,6 +220,7 @@ def train(
         max_grad_norm=max_grad_norm,
         loss=loss,
         eval_every=eval_every,
+        group_by_length=group_by_length,
         cache_bytes=cache_bytes,
         seed=seed,
     )
@@ -222,6 +250,7 @@ def train(
         quantization=quantization,
         gradient_checkpointing=gradient_checkpointing,
         compile=compile,
+        cache=cache,
     )
     common: dict[str, Any] = {
         "output": out,
@@ -229,6 +258,7 @@ def train(
         "resume": resume,
         "progress": not quiet,
         "settings": settings,
+        "callbacks": [] if profile is None else [Profile(profile)],
     }
     if several.names_sources(data):
         several.refuse({"--from": begin_from, "--seeds": seeds}, "it is for one task")
@@ -247,6 +277,7 @@ def train(
             for values, option in ((eval_data, "--eval-data"), (teacher, "--teacher"))
         )
         several.train_sources(chosen, tasks, places, measured, teachers, of_sources, load, common, as_json)
+        _show_profile(common["callbacks"], as_json)
         return
     idle = {f"--{name.replace('_', '-')}": value for name, value in of_sources.items()}
     several.refuse({**idle, "--teacher": teacher}, "it is for several tasks, and there is one")
@@ -261,6 +292,7 @@ def train(
     held_out = files.read(held_out_at) if held_out_at else None
     if chosen_seeds is not None:
         several.train_ensemble(chosen, task, rows, held_out, chosen_seeds, load, common, as_json)
+        _show_profile(common["callbacks"], as_json)
         return
     backbone = load()
     with several.resumable():
@@ -274,6 +306,13 @@ def train(
     show_metrics(result.metrics)
     show_cut(facts)
     typer.echo(f"Saved to {out}: {result.prompt.values.tokens} virtual tokens, {result.prompt.nbytes:,} bytes.")
+    _show_profile(common["callbacks"], as_json)
+
+
+def _show_profile(callbacks: Sequence[Profile], as_json: bool) -> None:
+    for profile in () if as_json else callbacks:
+        report = profile.report or "Nothing was learned, so no step was measured."
+        typer.echo(f"\n{report}\n\nIn {profile.folder}: profile.json, and trace.json for Perfetto.")
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from softprompt.collection import SavedPrompts, save_all
 from softprompt.errors import SettingsError
 from softprompt.learn.evaluation import Measured, average, measure_together
 from softprompt.learn.objective import Objective, Row
-from softprompt.learn.order import Shuffled
 from softprompt.learn.progress import bar
 from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
@@ -113,10 +112,7 @@ def train_ensemble(
             member.data, member.held_out = first.data, first.held_out
         else:
             member.read(train_rows, eval_rows)
-    orders = [
-        Shuffled([(number, example) for example in member.data], settings.batch_size, member.settings.seed)
-        for number, member in enumerate(members)
-    ]
+    orders = [member.order(number) for number, member in enumerate(members)]
 
     def draw(step: int) -> list[Row]:
         return [row for order in orders for row in order(step)]

@@ -10,6 +10,7 @@ from torch import Tensor
 from softprompt.learn.losses import Loss
 from softprompt.prompts.method import Parametrization
 from softprompt.run.forward import Answers, Filling, Forward
+from softprompt.run.ranges import Part, within
 from softprompt.text.examples import Example
 
 Row = tuple[int, Example]
@@ -31,7 +32,7 @@ class Objective:
         losses: Sequence[Loss],
         more: Callable[[Answers, Sequence[Row], Parametrization], Tensor] | None = None,
     ) -> None:
-        self._forward, self._losses, self._more = forward, losses, more
+        self.forward, self._losses, self._more = forward, losses, more
 
     def __call__(self, parametrization: Parametrization, rows: Sequence[Row]) -> Tensor:
         """Mean over the rows, a scalar, float32.
@@ -40,14 +41,15 @@ class Objective:
         """
         tasks = sorted({task for task, _ in rows})
         asked = [parametrization.asked(task) for task in tasks]
-        fillings = [
-            Filling(parametrization(task), asked=tuple(a.behind for a in asks))
-            for task, asks in zip(tasks, asked, strict=True)
-        ]
+        with within(Part.PROMPT):
+            fillings = [
+                Filling(parametrization(task), asked=tuple(a.behind for a in asks))
+                for task, asks in zip(tasks, asked, strict=True)
+            ]
         which = [tasks.index(task) for task, _ in rows]
         examples = [example for _, example in rows]
         head = any(self._losses[task].IN_WORDS for task in tasks)
-        answers = self._forward.answers(examples, fillings, which, head=head)
+        answers = self.forward.answers(examples, fillings, which, head=head)
         total = torch.zeros((), device=answers.states.device)
         for k, task in enumerate(tasks):
             own = [i for i, other in enumerate(which) if other == k]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+# As many steps' rows are sorted by length at once: more would leave less to chance, fewer more padding.
+TOGETHER = 50
 
 
 class Shuffled(Generic[T]):
@@ -17,10 +20,14 @@ class Shuffled(Generic[T]):
     Attributes:
         rows: what is put in order.
         size: rows of a step: as many as asked for, or all where there are fewer.
+
+    Args:
+        length: of a row; where it is given, rows of like length stand together, drawn anew in every epoch: of each
+            `TOGETHER` steps' rows the longest are a step's, then the next, and these steps are shuffled.
     """
 
-    def __init__(self, rows: Sequence[T], batch_size: int, seed: int) -> None:
-        self.rows, self.size, self._seed = rows, min(batch_size, len(rows)), seed
+    def __init__(self, rows: Sequence[T], batch_size: int, seed: int, length: Callable[[T], int] | None = None) -> None:
+        self.rows, self.size, self._seed, self._length = rows, min(batch_size, len(rows)), seed, length
         self._orders: dict[int, list[int]] = {}
 
     def __call__(self, step: int) -> list[T]:
@@ -37,8 +44,23 @@ class Shuffled(Generic[T]):
             # The one before may still be needed, older ones are not.
             self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
             generator = torch.Generator().manual_seed((self._seed << 24) + epoch)
-            self._orders[epoch] = torch.randperm(len(self.rows), generator=generator).tolist()
+            order = torch.randperm(len(self.rows), generator=generator).tolist()
+            if self._length is not None:
+                # The first rows fill up the last step of the epoch before.
+                begun = -epoch * len(self.rows) % self.size
+                order = order[:begun] + self._together(order[begun:], self._length, generator)
+            self._orders[epoch] = order
         return self._orders[epoch]
+
+    def _together(self, order: Sequence[int], length: Callable[[T], int], generator: torch.Generator) -> list[int]:
+        """An order in which rows of like length stand in one step; what is too few for a step comes last."""
+        many, whole = TOGETHER * self.size, len(order) // self.size * self.size
+        steps: list[list[int]] = []
+        for start in range(0, whole, many):
+            drawn = sorted(order[start : min(start + many, whole)], key=lambda i: length(self.rows[i]), reverse=True)
+            steps += [drawn[i : i + self.size] for i in range(0, len(drawn), self.size)]
+        shuffled = torch.randperm(len(steps), generator=generator).tolist()
+        return [i for number in shuffled for i in steps[number]] + list(order[whole:])
 
 
 class Mixed(Generic[T]):

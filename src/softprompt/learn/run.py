@@ -135,7 +135,7 @@ class Run(Generic[T]):
         learns = self.members[0].learns
         objective = self.prepare(folder, resume) if learns else None
         began = time.monotonic()
-        left = self._read_ahead()
+        left, found = self._read_ahead(), self.forward.reader.found
         read = time.monotonic()
         outcome, history = self.parametrization, []
         kept: Sequence[Metrics | None] = [None] * len(self.members)
@@ -158,6 +158,8 @@ class Run(Generic[T]):
             metrics = [{"train_loss": losses[-1]} if losses else {}] * len(self.members)
         facts = {
             "texts_not_kept": left,
+            "texts_from_cache": found,
+            "padding": round(self.forward.ran.padding, 3),
             "computation_shared": self.forward.backbone.lowers,
             "quantized": self.forward.backbone.quantized,
             "quantization": self.forward.backbone.quantization,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
-from softprompt.checks import check_whole
+from softprompt.checks import check_flag, check_whole
 from softprompt.errors import SettingsError
 from softprompt.run.forward import BUDGET
 
@@ -36,6 +36,8 @@ class Settings:
         eval_batch_size: rows per evaluation batch.
         loss: "labels" (among the label words alone) or "vocabulary" (as in the papers, and always for generation and
             where label words share their first token).
+        group_by_length: whether rows of like length stand in one step: less padding, and an order of the rows that is
+            random but for that. For one task, or several seeds of one.
         cache_bytes: how much may be taken for the keys and values of texts that are read once; what does not fit is
             read again at every step.
 
@@ -54,6 +56,7 @@ class Settings:
     eval_every: int | None = None
     eval_batch_size: int = 32
     loss: Loss = "labels"
+    group_by_length: bool = False
     cache_bytes: int = BUDGET
 
     MEASURING: ClassVar[tuple[str, ...]] = ("eval_batch_size", "cache_bytes", "seed")
@@ -67,6 +70,7 @@ class Settings:
             check_whole(name, getattr(self, name), least)
         if self.eval_every is not None:
             check_whole("eval_every", self.eval_every)
+        check_flag("group_by_length", self.group_by_length)
         for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):

@@ -228,6 +228,12 @@ def check_sources(
             instead=f"Give {len(names)} or more.",
         )
     check_whole("mixing_limit", mixing_limit)
+    if settings.group_by_length:
+        raise SettingsError(
+            "a step of several tasks takes its rows as their shares ask",
+            where="group_by_length",
+            instead="Leave it out.",
+        )
     if isinstance(distill, bool) or not isinstance(distill, (int, float)) or not 0 <= distill < float("inf"):
         raise SettingsError(f"distill is {distill!r}", where="distill", instead="Give a number of 0 (off) or more.")
     if not distill and (teacher_steps is not None or teacher_learning_rate is not None):

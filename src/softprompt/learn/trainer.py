@@ -21,6 +21,7 @@ from softprompt.learn.objective import Objective, Row
 from softprompt.learn.progress import TrainingBar
 from softprompt.learn.settings import Settings
 from softprompt.prompts.method import Parametrization
+from softprompt.run.ranges import Part, within
 
 
 class Learner(nn.Module):
@@ -32,6 +33,7 @@ class Learner(nn.Module):
     Attributes:
         parametrization: the parameters.
         best: a copy of it, each part as it was at its best evaluation.
+        objective: what is made small.
         score: `[parts, 2]` float64, accuracy and negative loss of that evaluation; -inf before the first.
     """
 
@@ -43,14 +45,14 @@ class Learner(nn.Module):
         self.best = copy.deepcopy(parametrization).requires_grad_(False)
         parts = len(parametrization.parts())
         self.register_buffer("score", torch.full((parts, 2), float("-inf"), dtype=torch.float64))
-        self._objective = objective
+        self.objective = objective
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """The loss over a step's rows, a scalar: the sum of the parts' own, so that none learns of the others.
 
         The parts have as many rows each.
         """
-        loss = self._objective(self.parametrization, rows)
+        loss = self.objective(self.parametrization, rows)
         return loss * len(self.score) if len(self.score) > 1 else loss
 
     def keep(self, metrics: Sequence[Mapping[str, float]]) -> list[bool]:
@@ -178,7 +180,8 @@ class LearnerTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor:
-        loss = model(**inputs)
+        with within(Part.FORWARD):
+            loss = model(**inputs)
         if not bool(torch.isfinite(loss)):
             raise _diverged(f"the loss is {float(loss.detach())}", self.state.global_step + 1)
         self.remember()
@@ -186,7 +189,8 @@ class LearnerTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the Trainer does it; what it logs is the mean of the parts' losses."""
-        return super().training_step(*args, **kwargs) / len(self.learner.score)
+        with within(Part.STEP):
+            return super().training_step(*args, **kwargs) / len(self.learner.score)
 
     def remember(self) -> None:
         """Take the parameters, as they are, for good ones."""

@@ -20,7 +20,7 @@ from softprompt.learn.begun import Begun, Start
 from softprompt.learn.evaluation import Measured, measure
 from softprompt.learn.lengths import check_answers_kept
 from softprompt.learn.losses import Loss, loss_for
-from softprompt.learn.objective import Objective
+from softprompt.learn.objective import Objective, Row
 from softprompt.learn.order import Shuffled
 from softprompt.learn.run import Run, check_place
 from softprompt.learn.settings import Settings
@@ -144,7 +144,7 @@ def run_alone(
         members=[member],
         parametrization=parametrization,
         forward=forward,
-        draw=Shuffled([(0, example) for example in member.data], settings.batch_size, settings.seed),
+        draw=member.order(0),
         settings=settings,
         prepare=lambda folder, resume: Objective(forward, [member.loss]),
         together=lambda prompts: prompts[0],
@@ -236,6 +236,12 @@ class Member:
                 instead="Give rows that belong together the same answer.",
             )
 
+    def order(self, number: int) -> Shuffled[Row]:
+        """Which of its rows stand in which step, as rows of task `number`."""
+        length = (lambda row: len(row[1].tokens)) if self.settings.group_by_length else None
+        rows = [(number, example) for example in self.data]
+        return Shuffled(rows, self.settings.batch_size, self.settings.seed, length)
+
     def lengths(self) -> dict[str, Any]:
         """How many rows there are, how many of them were shortened, and how much of what they ask for was cut away."""
         facts: dict[str, Any] = {}
@@ -278,6 +284,7 @@ class Member:
             "backbone": [self.backbone.fingerprint, self.backbone.tokenizer_fingerprint, str(self.backbone.dtype)],
             "quantized": self.backbone.quantized,
             "quantization": self.backbone.quantization,
+            "texts": None if self.backbone.cache is None else self.backbone.cache.dtype,
             "template": self.task.template.source,
             "kind": self.task.kind,
             "labels": [list(self.task.labels), list(self.task.words), self.task.none],

@@ -13,7 +13,9 @@ from softprompt.backbone.backbone import Backbone
 from softprompt.backbone.context import Context, Stretch
 from softprompt.errors import SourceError, TemplateError
 from softprompt.prompts.prompt import Values
+from softprompt.run.counts import Counts
 from softprompt.run.plan import Plan, Tokens, plan
+from softprompt.run.ranges import Part, within
 from softprompt.run.reader import Reader
 from softprompt.text.batch import Batch
 from softprompt.text.examples import Example
@@ -122,12 +124,14 @@ class Forward:
     Attributes:
         share: whether anything is shared between rows; False where the backbone cannot read a context.
         reader: the texts it has read.
+        ran: how many tokens it has run.
     """
 
     def __init__(self, backbone: Backbone, *, budget: int = BUDGET, share: bool = True) -> None:
         self.backbone = backbone
         self.share = share and backbone.lowers
         self.reader = Reader(backbone, budget)
+        self.ran = Counts()
 
     def plan(self, example: Example, values: Values | None = None) -> Plan:
         """How often each token of an example is computed; `values` are what fills its slots."""
@@ -176,16 +180,17 @@ class Forward:
     ) -> Answers:
         """What the model answers; `head` tells whether logits are wanted, the rest as in `prepare`."""
         p = self.prepare(examples, fillings, which)
-        outputs = self.backbone.outputs(
-            p.inputs_embeds,
-            p.mask,
-            p.context,
-            p.rows,
-            at=p.at,
-            decoder_ids=p.decoder_ids,
-            segments=p.segments,
-            head=head,
-        )
+        with within(Part.ROWS):
+            outputs = self.backbone.outputs(
+                p.inputs_embeds,
+                p.mask,
+                p.context,
+                p.rows,
+                at=p.at,
+                decoder_ids=p.decoder_ids,
+                segments=p.segments,
+                head=head,
+            )
         return Answers(outputs.states, outputs.logits, p.targets, p.asked)
 
     def encode(
@@ -228,20 +233,24 @@ class Forward:
             reads.append(None if example.reads is None else [i - before for i in example.reads])
             seconds.append(None if example.second_at is None else example.second_at - before)
         writes = any(e.reads is None for e in examples)
-        return Batch.of(
+        batch = Batch.of(
             [p.row for p in plans],
             [e.target for e in examples],
             reads,
             seconds if self.backbone.marks_segments else (),
             decoder_start=self.backbone.decoder_start if writes else (),
             in_front=self.backbone.pads_in_front,
-        ).to(self.backbone.device)
+        )
+        self.ran.add_rows(batch.mask)
+        return batch.to(self.backbone.device)
 
     def _before(
         self, plans: Sequence[Plan], fillings: Sequence[Filling], which: Sequence[int]
     ) -> tuple[Context | None, Tensor | None, tuple[Tensor, ...]]:
-        texts = iter(self.reader.texts([p for p in plans if p.text]))
-        shared, asked = self._shared(plans, fillings, which)
+        with within(Part.TEXTS):
+            texts = iter(self.reader.texts([p for p in plans if p.text]))
+        with within(Part.SHARED):
+            shared, asked = self._shared(plans, fillings, which)
         entries: dict[tuple[object, ...], list[Stretch]] = {}
         keys = []
         for p, k in zip(plans, which, strict=True):
@@ -255,7 +264,9 @@ class Forward:
             entries.setdefault(keys[-1], parts)
         number = {key: i for i, key in enumerate(entries)}
         rows = [number[key] for key in keys]
-        context = Context.of(list(entries.values()))
+        with within(Part.CONTEXT):
+            context = Context.of(list(entries.values()))
+        self.ran.add_context(entries.values())
         if context is None or context.size == 1 or rows == list(range(context.size)):
             return context, None, asked
         return context, torch.tensor(rows, device=self.backbone.device), asked
@@ -310,7 +321,9 @@ class Forward:
         """What prompts in front leave behind, one stretch a sequence, and for each prompt the logits it asks for."""
         asks = [fillings[k].asked for k in which]
         reads = [[s.index(-1 - v) for v in ask] or [0] for s, ask in zip(sequences, asks, strict=True)]
-        batch = Batch.of(sequences, reads=reads).to(self.backbone.device)
+        batch = Batch.of(sequences, reads=reads)
+        self.ran.in_front += int(batch.mask.sum())
+        batch = batch.to(self.backbone.device)
         record = Record()
         outputs = self.backbone.outputs(
             self._embed(batch, fillings, which), batch.mask, before, at=batch.at, head=any(asks), record=record

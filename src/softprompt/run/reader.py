@@ -11,6 +11,12 @@ from softprompt.backbone.context import Context, Stretch
 from softprompt.run.plan import Plan, Tokens
 from softprompt.text.batch import Batch
 
+Key = tuple[Tokens, Tokens]
+"""The tokens before a text, and its own."""
+
+# Files that are held open; a process may have 65,530 parts of memory mapped.
+MAPPED = 20_000
+
 # Tokens run at once while reading: enough to keep the processor busy, few enough to bound memory.
 CHUNK = 2048
 
@@ -18,19 +24,24 @@ CHUNK = 2048
 class Reader:
     """Reads head and example texts, and keeps those it was asked to read ahead, while a budget lasts.
 
-    What is not kept is read again whenever it is needed: nothing is kept by the way, so that what is kept, and with it
-    every last bit of a result, does not depend on the order of the batches. A text is known by all the tokens before
-    and in it, so a changed template or row is another text. One reader serves one backbone.
+    What is not kept is read again whenever it is needed: nothing is kept in memory by the way, so that what is kept,
+    and with it every last bit of a result, does not depend on the order of the batches. A text is known by all the
+    tokens before and in it, so a changed template or row is another text. One reader serves one backbone.
+
+    Where the backbone has a cache on disk, texts are looked for there first, and all that are read are kept there: what
+    is mapped from a file takes nothing of the budget.
 
     Attributes:
-        budget: bytes that may be kept.
+        budget: bytes that may be kept in memory.
         kept: bytes that are.
+        found: how many texts came from the cache on disk.
     """
 
     def __init__(self, backbone: Backbone, budget: int) -> None:
         self.backbone, self.budget = backbone, budget
-        self.kept = 0
-        self._stretches: dict[tuple[Tokens, Tokens], Stretch] = {}
+        self.kept = self.found = 0
+        self._stretches: dict[Key, Stretch] = {}
+        self._mapped = 0
 
     def __contains__(self, step: Plan) -> bool:
         return (step.head, step.text) in self._stretches
@@ -38,17 +49,25 @@ class Reader:
     def head(self, tokens: Tokens) -> Stretch:
         """Keys and values of hard text at the beginning; kept whatever the budget, there is one per template."""
         if ((), tokens) not in self._stretches:
-            self._keep(((), tokens), self._read([tokens], None)[0])
+            stretch = self._read([tokens], None)[0]
+            self._stretches[(), tokens] = stretch
+            self.kept += stretch.nbytes
         return self._stretches[((), tokens)]
 
     def texts(self, plans: Sequence[Plan]) -> list[Stretch]:
         """Keys and values of each plan's text, in order."""
-        found = self._known(plans)
-        missing = [p for p in plans if (p.head, p.text) not in found]
-        for chunk in chunks(missing):
+        found: dict[Key, Stretch] = {}
+        for p in plans:
+            known = None if (p.head, p.text) in found else self._known((p.head, p.text))
+            if known is not None:
+                found[p.head, p.text] = known
+        for chunk in chunks([p for p in plans if (p.head, p.text) not in found]):
             for key, stretch in self._read_chunk(chunk):
                 found[key] = stretch
-        return [found[p.head, p.text] for p in plans]
+                self._shelve(key, stretch)
+        device, dtype = self.backbone.device, self.backbone.dtype
+        ready = {key: stretch.to(device, dtype) for key, stretch in found.items()}
+        return [ready[p.head, p.text] for p in plans]
 
     def read_ahead(self, plans: Iterable[Plan], progress: Callable[[int], None] = lambda texts: None) -> int:
         """Read texts before they are needed, for as long as the budget lasts.
@@ -59,14 +78,22 @@ class Reader:
         Returns:
             How many texts are left to be read again whenever they are needed.
         """
-        missing = [p for p in plans if p.text and p not in self]
-        missing = list({(p.head, p.text): p for p in missing}.values())
-        left = len(missing)
-        for chunk in chunks(missing):
-            for key, stretch in self._read_chunk(chunk):
-                if self.kept + stretch.nbytes > self.budget:
-                    return left
+        wanted = {(p.head, p.text): p for p in plans if p.text and p not in self}
+        missing = {}
+        for key, p in wanted.items():
+            stretch = self._from_shelf(key)
+            if stretch is None:
+                missing[key] = p
+            else:
+                # Beyond the budget it is found there again.
                 self._keep(key, stretch)
+                progress(1)
+        left = len(missing)
+        for chunk in chunks(list(missing.values())):
+            for key, stretch in self._read_chunk(chunk):
+                shelved = self._shelve(key, stretch)
+                if not self._keep(key, shelved or stretch) and shelved is None:
+                    return left
                 left -= 1
             progress(len(chunk))
         return left
@@ -74,17 +101,36 @@ class Reader:
     def forget(self) -> None:
         """Drop everything that is kept: what goes on serving is read again when it is next needed."""
         self._stretches.clear()
-        self.kept = 0
+        self.kept = self._mapped = 0
 
-    def _known(self, plans: Sequence[Plan]) -> dict[tuple[Tokens, Tokens], Stretch]:
-        keys = {(p.head, p.text) for p in plans}
-        return {key: self._stretches[key] for key in keys if key in self._stretches}
+    def _known(self, key: Key) -> Stretch | None:
+        return self._stretches.get(key) or self._from_shelf(key)
 
-    def _keep(self, key: tuple[Tokens, Tokens], stretch: Stretch) -> None:
+    def _keep(self, key: Key, stretch: Stretch) -> bool:
+        """Keep what a text left, if there is room; tells whether there was."""
+        if stretch.mapped and self.backbone.device.type == "cpu":
+            if self._mapped == MAPPED:
+                return False
+            self._mapped += 1
+        else:
+            stretch = stretch.to(self.backbone.device, stretch.keys[0].dtype)
+            if self.kept + stretch.nbytes > self.budget:
+                return False
+            self.kept += stretch.nbytes
         self._stretches[key] = stretch
-        self.kept += stretch.nbytes
+        return True
 
-    def _read_chunk(self, chunk: Sequence[Plan]) -> list[tuple[tuple[Tokens, Tokens], Stretch]]:
+    def _from_shelf(self, key: Key) -> Stretch | None:
+        stretch = None if self.backbone.shelf is None else self.backbone.shelf.find(*key)
+        self.found += stretch is not None
+        return stretch
+
+    def _shelve(self, key: Key, stretch: Stretch) -> Stretch | None:
+        """Keep what a text left on disk, where there is a place for it; as it is found there."""
+        shelf = self.backbone.shelf
+        return shelf.find(*key) if shelf is not None and shelf.keep(*key, stretch) else None
+
+    def _read_chunk(self, chunk: Sequence[Plan]) -> list[tuple[Key, Stretch]]:
         head = chunk[0].head
         stretches = self._read([p.text for p in chunk], self.head(head) if head else None)
         return [((head, p.text), stretch) for p, stretch in zip(chunk, stretches, strict=True)]

@@ -1,0 +1,155 @@
+"""Where the time of a training step goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+from transformers import TrainerCallback
+
+from softprompt.checks import check_whole
+from softprompt.errors import OutputError
+from softprompt.run.counts import Counts
+from softprompt.run.forward import Forward
+from softprompt.run.ranges import PREFIX, Part
+
+STEPS = 5
+
+# What is done anew in the first step (memory is taken, kernels are chosen) is not what the others cost.
+_BEFORE = 2
+
+_OPERATORS: Mapping[str, Sequence[str]] = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"),
+    "attention": ("attention", "softmax"),
+    "copies": ("copy_", "cat", "clone", "index_select", "gather", "index", "contiguous", "fill_"),
+}
+
+
+class Profile(TrainerCallback):
+    """Measures some steps of a training by torch's profiler, and writes what they cost into a folder.
+
+    Files: `profile.txt`, a table to read; `profile.json`, the same in numbers; `trace.json`, every operation, for
+    chrome://tracing or Perfetto. A run that is too short for it is measured at its last step.
+
+    Args:
+        folder: is made where it is missing.
+        steps: how many are measured; the two before them are not.
+
+    Raises:
+        SettingsError: `steps` is no whole number above 0.
+        OutputError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path, *, steps: int = STEPS) -> None:
+        check_whole("steps", steps)
+        self.folder, self._steps = Path(folder), steps
+        self._profiler: torch.profiler.profile | None = None
+        self._forward: Forward | None = None
+        self._before = Counts()
+        self._first = 0
+        self.report: str | None = None
+        """The table, once it is there."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise OutputError(
+                f"a profile cannot be written there: {cause.strerror or cause}",
+                where=str(self.folder),
+                instead="Give another folder.",
+            ) from cause
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        last_chance = state.global_step == state.max_steps - 1
+        if self.report is not None or self._profiler is not None or not (state.global_step >= _BEFORE or last_chance):
+            return
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._profiler = torch.profiler.profile(activities=activities)
+        self._forward, self._first = model.objective.forward, state.global_step
+        self._before = self._forward.ran.copy()
+        self._profiler.start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        steps = state.global_step - self._first
+        if self._profiler is None or (steps < self._steps and state.global_step < state.max_steps):
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        self._write(profiler, steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Stopped early, by another callback.
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _write(self, profiler: torch.profiler.profile, steps: int) -> None:
+        assert self._forward is not None, "taken when the profiler was started"
+        found = measured(profiler.key_averages(), steps)
+        found |= {"tokens": (self._forward.ran - self._before).each(steps), "steps": steps}
+        self.report = table(found)
+        (self.folder / "profile.txt").write_text(self.report + "\n", encoding="utf-8")
+        (self.folder / "profile.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        profiler.export_chrome_trace(str(self.folder / "trace.json"))
+
+
+def measured(events: Any, steps: int) -> dict[str, Any]:
+    """Seconds a step, of its parts and of kinds of operators.
+
+    Args:
+        events: torch's, averaged by name.
+    """
+    total = {e.key.removeprefix(PREFIX): e.cpu_time_total / 1e6 / steps for e in events if e.key.startswith(PREFIX)}
+    whole = total.pop(Part.STEP, 0.0)
+    forward = total.pop(Part.FORWARD, 0.0)
+    parts = {str(part): total.get(part, 0.0) for part in Part if part not in (Part.STEP, Part.FORWARD)}
+    parts |= {
+        "loss": forward - sum(parts.values()),
+        "backward": whole - forward,
+        "update": sum(e.cpu_time_total for e in events if e.key.startswith("Optimizer.step")) / 1e6 / steps,
+    }
+    own: dict[str, float] = dict.fromkeys((*_OPERATORS, "other operators"), 0.0)
+    for event in events:
+        if event.key.startswith("aten::"):
+            own[_kind(event.key.removeprefix("aten::"))] += event.self_cpu_time_total / 1e6 / steps
+    return {"seconds": whole + parts["update"], "parts": parts, "operators": own}
+
+
+def _kind(operator: str) -> str:
+    if "attention" in operator:
+        return "attention"
+    return next((kind for kind, names in _OPERATORS.items() if operator in names), "other operators")
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """What was measured, to read; with what to change where that is clear."""
+    whole, tokens = found["seconds"], found["tokens"]
+    lines = [f"A step, mean of {found['steps']}: {1000 * whole:.0f} ms"]
+    for title, key in (("part", "parts"), ("operators", "operators")):
+        lines += ["", f"{title:<44}{'ms':>9}{'share':>8}"]
+        lines += [
+            f"{name:<44}{1000 * seconds:>9.1f}{seconds / whole:>8.1%}"
+            for name, seconds in found[key].items()
+            if seconds >= 5e-5
+        ]
+    lines += ["", f"{'tokens that were run':<44}{'number':>9}"]
+    lines += [f"{name:<44}{number:>9.0f}" for name, number in tokens.items()]
+    advice = list(_advice(found))
+    return "\n".join([*lines, *([""] if advice else []), *advice])
+
+
+def _advice(found: Mapping[str, Any]) -> Iterator[str]:
+    """What to change, where that is clear."""
+    share = {name: seconds / found["seconds"] for name, seconds in found["parts"].items()}
+    tokens = found["tokens"]
+    if share[Part.TEXTS] > 0.1:
+        yield "Texts are read again at every step: give them more memory (--cache-bytes), or a folder (--cache)."
+    if share[Part.SHARED] > 0.2:
+        yield "Virtual tokens in front are computed at every step: fewer cost less, and behind the text even less."
+    if tokens["padding of rows"] > 0.2 * (tokens["in rows"] + tokens["padding of rows"]):
+        yield "Rows are padded to the longest of their step: --group-by-length lets rows of like length stand together."
+    if tokens["in rows"] > tokens["read before rows"] and share[Part.ROWS] > 0.3:
+        yield "Most tokens are run in every row, at every step: behind the text ({text}{soft}), texts are read once."

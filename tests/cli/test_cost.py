@@ -1,0 +1,64 @@
+"""Options that say what a training costs, or what it may take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from commands import assert_refused, rows, run
+from toys import ROWS
+
+TEMPLATE = r"Article: {text}{soft:4}\nTopic: {label}"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.model("llama").save_pretrained("model")
+    tiny.tokenizer().save_pretrained("model")
+    rows(tmp_path / "rows.jsonl", ROWS)
+    return tmp_path
+
+
+def train(out: str, *more: str, template: str = TEMPLATE):
+    given = ["--data", "rows.jsonl", "--model", "model", "--labels", "sports,business", "--template", template]
+    return run("train", "--quiet", *given, "--steps", "4", "--batch-size", "4", "--out", out, *more)
+
+
+def facts(out: str) -> dict:
+    return json.loads(Path(out, "prompt.json").read_text())["training"]
+
+
+def test_a_cache_is_shared_by_training_measuring_and_answering(here):
+    for number, out in enumerate(("one", "two")):
+        result = train(out, "--cache", "texts")
+        assert result.exit_code == 0, result.output
+        assert (facts(out)["texts_from_cache"] > 0) == (number == 1)
+    there = sorted(Path("texts").rglob("*.safetensors"))
+    assert run("eval", "two", "--data", "rows.jsonl", "--cache", "texts", "--quiet").exit_code == 0
+    assert run("predict", "two", "--data", "rows.jsonl", "--cache", "texts", "--quiet").exit_code == 0
+    assert sorted(Path("texts").rglob("*.safetensors")) == there
+    assert_refused(train("three", "--cache", "rows.jsonl"), "rows.jsonl: texts cannot be kept there")
+    assert not Path("three").exists()
+
+
+def test_a_profile_is_shown_and_written(here):
+    result = train("topic", "--profile", "costs", template=r"{soft:4}{text}\nTopic: {label}")
+    assert result.exit_code == 0, result.output
+    assert "virtual tokens in front" in result.stdout
+    assert {path.name for path in Path("costs").iterdir()} == {"profile.txt", "profile.json", "trace.json"}
+    hard = run(
+        *("train", "--quiet", "--method", "hard-prompt", "--data", "rows.jsonl", "--model", "model"),
+        *("--labels", "sports,business", "--template", "{text} {label}", "--out", "hard", "--profile", "none"),
+    )
+    assert "no step was measured" in hard.stdout, hard.output
+
+
+def test_rows_of_like_length_stand_in_one_step_where_that_is_asked(here):
+    assert train("apart", template="{soft:2}{text} {label}").exit_code == 0
+    assert train("together", "--group-by-length", template="{soft:2}{text} {label}").exit_code == 0
+    assert facts("together")["group_by_length"] is True
+    assert facts("together")["padding"] <= facts("apart")["padding"]
