@@ -17,8 +17,8 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## the same work by softprompt and by PEFT, in turns
-	$(BIN)/python benchmarks/against_peft.py
+bench: $(READY)  ## the same work by softprompt and by PEFT, in turns; writes the tables in the documents
+	$(BIN)/python -m benchmarks.speed --write
 
 grid: $(READY)  ## write docs/grid.md: which method goes with which model and task
 	$(BIN)/python tests/grid.py

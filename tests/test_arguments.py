@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 
 import reference
-from softprompt import Engine, HardPrompt, PromptTuning, Source, Task, evaluate, train, train_ensemble, train_sources
+from softprompt import (
+    Engine,
+    HardPrompt,
+    PromptTuning,
+    Source,
+    Task,
+    ensemble,
+    evaluate,
+    load,
+    load_all,
+    train,
+    train_ensemble,
+    train_sources,
+)
 from softprompt.errors import DataError, RequestError, SettingsError
 from softprompt.prompts import MultitaskPromptTuning
 from toys import LABELS, ROWS, TOPICS, prompt
@@ -112,3 +125,23 @@ def test_of_what_is_given_no_more_is_shown_than_one_line(backbone):
     with pytest.raises(RequestError) as refused:
         train("x" * 5000, Task("{text}{label}", LABELS), HardPrompt(), ROWS)
     assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: load(5), "path is int 5. Give a prompt's folder"),
+        (lambda: load_all(None), "path is NoneType None. Give the folder"),
+        (lambda: ensemble(None), "prompts is NoneType None. Give a list"),
+        (lambda: ensemble(name for name in "ab"), "prompts is generator"),
+        (lambda: ensemble([1, 2]), "a member is int 1. Give a prompt, or its folder"),
+        (lambda: Source(TOPICS, ROWS, teacher=5), "teacher is int 5"),
+        (lambda: Task(5), "template is int 5. Give some text"),
+        (lambda: Task("{text}{label}", target=None), "target is NoneType None"),
+        (lambda: Task("{text}{label}", max_length=9.5), "max_length is 9.5. Give a whole number"),
+        (lambda: Task("{text}{label}", max_length="40"), "max_length is '40'"),
+    ],
+)
+def test_what_is_loaded_and_put_together_is_asked_for(given, message):
+    with pytest.raises(SettingsError, match=message):
+        given()

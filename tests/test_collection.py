@@ -133,7 +133,7 @@ def test_damage_is_refused_by_name(folder, damage, message):
 
 def test_an_ensemble_of_several_tasks_is_refused(folder):
     edit(folder, lambda m: m.update(kind="ensemble"))
-    with pytest.raises(ArtifactError, match="the prompts of one ensemble are not of one labels"):
+    with pytest.raises(ArtifactError, match="the prompts of one ensemble do not have one list of labels"):
         load_all(folder)
 
 
@@ -143,7 +143,7 @@ def test_another_backbone_is_refused_with_the_members_name(folder):
     mixed = prompts()
     members = dict(mixed.members)
     members["topic"] = replace(members["topic"], backbone_fingerprint="other")
-    with pytest.raises(ArtifactError, match="not of one backbone"):
+    with pytest.raises(ArtifactError, match="do not have one backbone"):
         replace(mixed, members=members)
 
 

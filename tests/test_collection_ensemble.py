@@ -62,11 +62,11 @@ def test_what_does_not_go_together_is_refused_by_name(folders):
     for other, what in (
         (prompt(tiny.backbone(seed=1)), "backbone"),
         (replace(one, tokenizer_fingerprint="x"), "tokenizer"),
-        (prompt(backbone, TONES), "labels"),
-        (prompt(backbone, Task(TOPICS.template, LABELS[::-1])), "labels"),
-        (prompt(backbone, Task("{text}{soft:4}", LABELS, kind="sequence-classification")), "labels"),
+        (prompt(backbone, TONES), "list of labels"),
+        (prompt(backbone, Task(TOPICS.template, LABELS[::-1])), "list of labels"),
+        (prompt(backbone, Task("{text}{soft:4}", LABELS, kind="sequence-classification")), "kind of task"),
     ):
-        with pytest.raises(ArtifactError, match=f"not of one {what}: 'odd' differs from 'one'"):
+        with pytest.raises(ArtifactError, match=f"do not have one {what}: .* in 'odd', .* in 'one'. Put together"):
             ensemble({"one": one, "two": one, "odd": other})
     for few in ([], [one], {"a": one}, str(folders[0]), one):
         with pytest.raises(SettingsError, match="takes two prompts or more"):

@@ -22,7 +22,7 @@ MAY_KNOW = {
     "atomic": set(),
     "checks": {"errors"},
     "backbone": {"errors", "checks", "torch", "transformers"},
-    "text": {"errors", "torch", "transformers"},
+    "text": {"errors", "checks", "torch", "transformers"},
     "prompts": {"errors", "checks", "text.task", "text.template", "text.worked", "torch"},
     "run": {"errors", "backbone", "text", "prompts", "torch", "transformers"},
 }

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.backbone.backbone import Backbone
+from softprompt.checks import check_kind, shown
 from softprompt.collection import SavedPrompts
-from softprompt.errors import DataError, SettingsError
+from softprompt.errors import DataError
 from softprompt.prompts.method import Method
 from softprompt.saved import SavedPrompt
 from softprompt.text.task import Task
@@ -37,16 +38,6 @@ def check_arguments(**given: Any) -> None:
         check_kind(name, value, *_KINDS[name])
 
 
-def check_kind(name: str, value: object, kinds: tuple[type, ...], instead: str) -> None:
-    """See that a value is of one of some kinds.
-
-    Raises:
-        SettingsError: it is something else.
-    """
-    if not isinstance(value, kinds):
-        raise SettingsError(f"{name} is {_described(value)}", where=name, instead=instead)
-
-
 def check_rows(**given: Any) -> None:
     """See that rows are rows: many, that can be counted and gone through more than once.
 
@@ -65,9 +56,4 @@ def check_rows(**given: Any) -> None:
             instead = "Give a list of rows: list(...)."
         else:
             continue
-        raise DataError(f"{name} is {_described(rows)}, not rows", where=name, instead=instead)
-
-
-def _described(value: Any) -> str:
-    what = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
-    return what if len(what) <= 80 else f"{what[:77]}..."
+        raise DataError(f"{name} is {shown(rows)}, not rows", where=name, instead=instead)

@@ -22,6 +22,7 @@ from torch import Tensor
 from softprompt import atomic
 from softprompt.backbone.backbone import Backbone
 from softprompt.card import card
+from softprompt.checks import check_kind
 from softprompt.errors import ArtifactError, OutputError, RequestError, SaveError
 from softprompt.manifest import Manifest, as_json, described, in_words, manifest_of, read_json
 from softprompt.prompts import method_named
@@ -144,6 +145,7 @@ def load(path: str | Path, backbone: Backbone | None = None, *, training: bool =
         ArtifactError: there is no prompt, or a name, shape, dtype or checksum does not fit; the message says which.
         MismatchError: it belongs to another backbone or tokenizer.
     """
+    check_kind("path", path, (str, Path), "Give a prompt's folder.")
     path = Path(path)
     saved = unpacked(fetch(path, [*contained(training=training), COLLECTION]), path, training=training)
     if backbone is not None:

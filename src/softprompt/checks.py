@@ -1,6 +1,8 @@
-"""Checks of single settings, wherever they are given."""
+"""Checks of single settings and arguments, wherever they are given."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from softprompt.errors import SettingsError
 
@@ -21,3 +23,19 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise SettingsError(f"{name} is {value!r}", where=name, instead="Give true or false.")
+
+
+def check_kind(name: str, value: object, kinds: tuple[type, ...], instead: str) -> None:
+    """See that a value is of one of some kinds.
+
+    Raises:
+        SettingsError: it is something else.
+    """
+    if not isinstance(value, kinds):
+        raise SettingsError(f"{name} is {shown(value)}", where=name, instead=instead)
+
+
+def shown(value: Any) -> str:
+    """What a value is, for a message, not too long."""
+    what = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
+    return what if len(what) <= 80 else f"{what[:77]}..."

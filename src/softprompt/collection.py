@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from softprompt import __version__, artifact, atomic
 from softprompt.artifact import CARD, COLLECTION, MANIFEST
 from softprompt.backbone.backbone import Backbone
 from softprompt.card import collection_card
+from softprompt.checks import check_kind, shown
 from softprompt.errors import ArtifactError, SettingsError
 from softprompt.manifest import FORMAT, Strict, as_json, read_json
 from softprompt.saved import SavedPrompt
@@ -61,11 +62,13 @@ class SavedPrompts:
             for what, mine, theirs in (
                 ("backbone", self.first.backbone_fingerprint, other.backbone_fingerprint),
                 ("tokenizer", self.first.tokenizer_fingerprint, other.tokenizer_fingerprint),
-                *([("labels", _answers(self.task), _answers(other.task))] if self.kind == "ensemble" else []),
+                *(_answers(self.task, other.task) if self.kind == "ensemble" else ()),
             ):
                 if mine != theirs:
                     raise ArtifactError(
-                        f"the prompts of one {self.kind} are not of one {what}: {name!r} differs from {first!r}"
+                        f"the prompts of one {self.kind} do not have one {what}: "
+                        f"{shown(theirs)} in {name!r}, {shown(mine)} in {first!r}",
+                        instead="Put together prompts of one model, with the same labels in the same order.",
                     )
 
     @property
@@ -135,8 +138,13 @@ def ensemble(
         SettingsError: there are fewer than two.
         ArtifactError: a folder cannot be read, or one prompt does not go with the first; the message names it.
     """
-    if isinstance(prompts, (str, Path, SavedPrompt)) or len(prompts) < 2:
+    if isinstance(prompts, (str, Path, SavedPrompt)):
+        prompts = [prompts]
+    check_kind("prompts", prompts, (Mapping, Sequence), "Give a list of prompts or of their folders.")
+    if len(prompts) < 2:
         raise SettingsError("an ensemble takes two prompts or more", where="prompts", instead="Give a list of them.")
+    for prompt in prompts.values() if isinstance(prompts, Mapping) else prompts:
+        check_kind("a member", prompt, (str, Path, SavedPrompt), "Give a prompt, or its folder.")
     named = prompts if isinstance(prompts, Mapping) else _named_after_folders(prompts)
     members = {name: p if isinstance(p, SavedPrompt) else artifact.load(p) for name, p in named.items()}
     return SavedPrompts("ensemble", members)
@@ -152,8 +160,17 @@ def _named_after_folders(prompts: Sequence[str | Path | SavedPrompt]) -> dict[st
     return found
 
 
-def _answers(task: Task) -> tuple[object, ...]:
-    return task.kind, task.labels, task.words, task.none, task.target, task.field
+def _answers(mine: Task, theirs: Task) -> Iterator[tuple[str, object, object]]:
+    """What tasks that are answered together have in common, by what it is called."""
+    for what, name in (
+        ("kind of task", "kind"),
+        ("list of labels", "labels"),
+        ("list of label words", "words"),
+        ("word for no label", "none"),
+        ("target", "target"),
+        ("field", "field"),
+    ):
+        yield what, getattr(mine, name), getattr(theirs, name)
 
 
 class _Member(Strict):
@@ -234,6 +251,7 @@ def load_all(path: str | Path, backbone: Backbone | None = None, *, training: bo
         ArtifactError: there are no such prompts, or a member is missing, exchanged or damaged; the message says which.
         MismatchError: they belong to another backbone or tokenizer.
     """
+    check_kind("path", path, (str, Path), "Give the folder.")
     path = Path(path)
     for _ in range(_ATTEMPTS):
         manifest = _manifest(artifact.fetch(path, [COLLECTION, MANIFEST]), path)

@@ -87,13 +87,16 @@ class SavedPrompt:
         return found if isinstance(found, str) else None
 
     def note_quantization(self, backbone: Backbone, name: str) -> bool:
-        """Warn, and tell, where it was learned before quantised weights and the backbone's are whole, or the other way.
+        """Warn, and tell, where it was learned before weights that were quantised in another way than the backbone's.
 
         Args:
             name: how the warning calls the prompt.
         """
-        then, now = ("quantised" if q else "whole" for q in (self.training.get("quantized"), backbone.quantized))
-        differs = "quantized" in self.training and then != now
+        then = self.quantization or ("quantised" if self.training.get("quantized") else "whole")
+        now = backbone.quantization or ("quantised" if backbone.quantized else "whole")
+        # A model that was handed over quantised does not say how.
+        unsaid = "quantised" in (then, now) and "whole" not in (then, now)
+        differs = "quantized" in self.training and then != now and not unsaid
         if differs:
             _LOG.warning(
                 "%s: it was learned before %s weights, and those of %s are %s: it may be worse than was measured.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -267,3 +268,19 @@ def test_embeddings_are_scaled_as_the_model_scales_them():
     ids = torch.arange(3, 9)[None]
     found = backbone.logits(backbone.embed(ids), torch.ones(1, 6, dtype=torch.bool), keep=6)
     assert_close(found, backbone.model(ids).logits)
+
+
+def test_threads_that_share_a_backbone_get_their_own_answers():
+    backbone = tiny.backbone("llama")
+    batches = [torch.randint(5, 300, (3, length), generator=torch.Generator().manual_seed(length)) for length in (4, 9)]
+
+    def states(ids, at):
+        mask = torch.ones(ids.shape, dtype=torch.bool)
+        return backbone.outputs(backbone.embed(ids), mask, at=torch.full((3, 1), at)).states
+
+    asked = [(ids, at) for ids in batches for at in range(4)] * 20
+    with torch.no_grad(), ThreadPoolExecutor(8) as threads:
+        right = [states(*one) for one in asked]
+        found = list(threads.map(lambda one: states(*one), asked))
+    for mine, theirs in zip(found, right, strict=True):
+        assert_close(mine, theirs)

@@ -128,3 +128,18 @@ def test_other_widths_of_values_and_other_kinds_of_numbers_are_left_to_the_model
     assert not cpu.fits(query, key, value[..., :4])
     assert not cpu.fits(query.double(), key.double(), value.double())
     assert not cpu.fits(query[:, :5], key, value)
+
+
+def test_numbers_that_do_not_stand_side_by_side_are_left_to_the_model():
+    query, key, value = queries()
+    assert cpu.fits(query, key, value)
+    apart = torch.randn(ROWS, HEADS, LENGTH, 2 * WIDTH)[..., ::2]
+    assert not cpu.fits(apart, key, value)
+
+
+def test_a_mask_of_other_numbers_stays_finite():
+    query, key, _ = (t.detach().bfloat16() for t in queries())
+    mask = torch.zeros(1, 1, LENGTH, LENGTH).masked_fill(~causal({})[:1], torch.finfo(torch.float32).min)
+    bias = cpu.grouped_bias(mask, query, key)
+    assert bias is not None
+    assert bool(bias.isfinite().all())

@@ -57,7 +57,7 @@ def test_prompts_are_asked_together():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["p0", "--with", "tone"], "not of one labels: 'tone' differs from 'p0'"),
+        (["p0", "--with", "tone"], "do not have one list of labels: .* in 'tone', .* in 'p0'"),
         (["p0", "--with", "nowhere"], "nowhere: there is no such folder"),
         (["titles", "--with", "titles"], "titles: it is an ensemble of 2 prompts.*such as titles"),
     ],
@@ -90,4 +90,4 @@ def test_a_library_that_is_missing_is_named_with_the_way_around_it(monkeypatch, 
     assert_refused(run("predict", "eight", "--text", "x"), "int8 needs torchao.*--quantization none")
     assert run("predict", "eight", "--text", "x", "--quantization", "none").exit_code == 0
     (notice,) = caplog.messages
-    assert notice.startswith("prompt: it was learned before quantised weights, and those of model are whole")
+    assert notice.startswith("prompt: it was learned before int8 weights, and those of model are whole")

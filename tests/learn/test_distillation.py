@@ -16,12 +16,13 @@ from softprompt.learn.losses import loss_for
 from softprompt.learn.settings import Settings
 from softprompt.learn.sources import Source
 from softprompt.learn.training import host
-from softprompt.prompts import PromptTuning
+from softprompt.prompts import MultitaskPromptTuning, PromptTuning
 from softprompt.prompts.head import Head, Headed
 from softprompt.prompts.several import Several
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
 from softprompt.saved import SavedPrompt
+from softprompt.text.task import Task
 from toys import ROWS, answered, learn_together, pairs, rows_of, task_of
 
 NEW = [p for p in pairs("llama", "gpt2", "bert", "t5", "bart") if p[1] not in ("generation", "classification")]
@@ -164,3 +165,14 @@ def test_students_come_nearer_to_teachers_that_are_given(family, kind):
             distances[distill, k] = float(taught(answers, [(0, e) for e in examples], parametrization))
     for k in range(2):
         assert distances[50.0, k] < 0.8 * distances[0.0, k], distances
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_rows_whose_answer_was_cut_away_are_taught_nothing(family):
+    backbone = reference.backbone(family)
+    task = Task("{soft:2}{question} {text}", kind="question-answering", max_length=24)
+    known = [{"question": "who?", "text": f"{name} won the cup", "label": name} for name in ("Ann", "Bob", "Eve")]
+    lost = {"question": "who?", "text": "again and again " * 20 + "Ann won", "label": "Ann won"}
+    sources = {"one": Source(task, known * 4), "two": Source(task, [lost, known[0]])}
+    learned = toys.learn_together(backbone, sources, MultitaskPromptTuning(tokens=2), steps=12, batch_size=4)
+    assert all(t.isfinite().all() for p in learned.prompts.members.values() for t in p.tensors().values())

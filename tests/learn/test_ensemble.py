@@ -338,5 +338,5 @@ def test_one_that_diverges_ends_the_run_and_all_are_saved(tmp_path):
 def test_prompts_of_other_labels_are_no_ensemble():
     asked = disagreeing(2)
     other = replace(asked.first, task=Task(FRONT, ["won", "fell"]))
-    with pytest.raises(RequestError, match="not of one labels"):
+    with pytest.raises(RequestError, match="do not have one list of labels"):
         replace(asked, members={**asked.members, "seed-9": other})

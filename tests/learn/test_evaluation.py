@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 import reference
 import tiny
+import toys
+from softprompt import Engine, ensemble
 from softprompt.errors import DataError, LabelError, MismatchError, SettingsError
 from softprompt.learn.evaluation import evaluate
 from softprompt.text.examples import ExampleMaker
@@ -92,3 +94,20 @@ def test_no_rows_and_no_batch_are_refused():
 def test_a_prompt_of_another_backbone_is_refused():
     with pytest.raises(MismatchError, match="fingerprint"):
         evaluate(tiny.backbone(seed=1), prompt(reference.backbone("llama")), ROWS, progress=False)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_an_ensemble_whose_labels_may_all_apply_is_measured_as_it_answers(family):
+    backbone = reference.backbone(family)
+    task, rows = toys.task_of("multi-label", backbone), toys.rows_of("multi-label")
+    members = {str(seed): toys.prompt(backbone, task, seed=seed) for seed in range(3)}
+    found = evaluate(backbone, ensemble(members), rows, progress=False)
+    engine = Engine(backbone)
+    engine.add("all", ensemble(members))
+    for by, name in (("vote", "accuracy"), ("mean", "mean_probability_accuracy")):
+        answers = engine.classify([("all", row) for row in rows], by=by)
+        right = [set(a.labels) == set(row["label"]) for a, row in zip(answers, rows, strict=True)]
+        assert found[name] == pytest.approx(sum(right) / len(rows))
+    alone = {name: evaluate(backbone, own, rows, progress=False)["accuracy"] for name, own in members.items()}
+    assert {name: found[f"{name}.accuracy"] for name in members} == pytest.approx(alone)
+    assert found["member_accuracy"] == pytest.approx(sum(alone.values()) / 3)

@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt.answer.answers import Classification, Labelling, Span, Tagging
 from softprompt.answer.requests import AskedRow
 from softprompt.run.score import best_span
-from softprompt.run.vote import By, choice, mean_log_probabilities
+from softprompt.run.vote import By, applying, choice, mean_log_probabilities
 from softprompt.text.fields import several, text
 
 
@@ -23,8 +23,7 @@ def classification(each: Tensor, labels: Sequence[str], by: By) -> Classificatio
 def labelling(each: Tensor, labels: Sequence[str], by: By) -> Labelling:
     """What the log-odds `[N, C]` that N prompts give the labels say together."""
     probabilities = each.sigmoid().mean(dim=0)
-    applies = (each > 0).float().mean(dim=0) if by == "vote" and len(each) > 1 else probabilities
-    chosen = tuple(label for label, share in zip(labels, applies.tolist(), strict=True) if share > 0.5)
+    chosen = tuple(label for label, applies in zip(labels, applying(each, by).tolist(), strict=True) if applies)
     return Labelling(chosen, dict(zip(labels, probabilities.tolist(), strict=True)))
 
 

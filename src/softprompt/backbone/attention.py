@@ -234,8 +234,10 @@ def attend(
     site, context = softprompt.site(module), softprompt.context
     if softprompt.record is not None:
         softprompt.record.add(site, key, value, window)
-    # Without a context and with a key head for each query head there is nothing to be saved.
-    saves = context is not None or key.shape[1] < query.shape[1]
+    # Without a context nothing is saved where there is a key head for each query head; and where nothing is padded the
+    # model's own way passes over what a token may not see.
+    unpadded = attention_mask is None and causal and key.shape[2] == query.shape[2]
+    saves = context is not None or (key.shape[1] < query.shape[1] and not unpadded)
     if (
         saves
         and base is sdpa_attention_forward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,8 @@ class Backbone:
     """A frozen language model.
 
     Taking a model in freezes it, puts it in eval mode (its dropout would make kept keys and values wrong) and routes
-    its attention through `attend`. Nothing that is called on a backbone afterwards changes the model.
+    its attention through `attend`. Nothing that is called on a backbone afterwards changes the model. Threads may share
+    one: its passes go one after the other.
 
     Attributes:
         model: the transformers model.
@@ -92,6 +94,8 @@ class Backbone:
         self._recomputed = recompute.prepare(model) if gradient_checkpointing else []
         self.sites, self._site_of = probe(model)
         self._products: list[nn.Module] = []
+        # What a pass reads and leaves is caught by hooks on the one model: another thread's must wait.
+        self._running = threading.RLock()
         self.kind: Kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
         if self.kind == "decoder" and not trials.is_causal(self):
             self.kind = "encoder"
@@ -366,7 +370,7 @@ class Backbone:
             run = self.model.get_encoder()
         elif not head and self.kind != "encoder-decoder":
             run = self.model.base_model
-        with gathering([run] if encoder_alone else self._bodies, at) as gathered:
+        with self._running, gathering([run] if encoder_alone else self._bodies, at) as gathered:
             result = self.step(positions=positions, context=context, rows=rows, record=record, at=at, run=run, **inputs)
         assert gathered.states is not None, "probed when the model was taken in"
         return Outputs(gathered.states, result.logits if head else None)
@@ -400,7 +404,7 @@ class Backbone:
             # slice would copy the LM head once for every row.
             inputs["logits_to_keep"] = torch.arange(max(0, length - keep), length, device=positions.device)
         products = [] if at is None else self._products
-        with recompute.recomputing(self._recomputed), ExitStack() as stack:
+        with self._running, recompute.recomputing(self._recomputed), ExitStack() as stack:
             if context is not None or record is not None or products:
                 past = cached_tokens(inputs.get("cache"), inputs.get("past_key_values"))
                 inputs[KEYWORD] = reading = Reading(self._site_of, positions, context, rows, record, past)

@@ -32,6 +32,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and query.dtype in (torch.float32, torch.bfloat16)
         and query.shape[-1] == key.shape[-1] == value.shape[-1]
         and query.shape[1] % key.shape[1] == 0
+        and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
         and not torch.compiler.is_compiling()
     )
 
@@ -127,6 +128,7 @@ class _Layout:
             # Not minus infinity: a query that sees nothing of one set must have a finite share of it, which is zero.
             low = torch.finfo(query.dtype).min
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, low)
+        mask = mask.clamp_min(torch.finfo(query.dtype).min)
         rows, heads = query.shape[:2]
         if mask.shape[0] == 1 and self.entries == rows:
             return mask.to(query.dtype).repeat(1, 1, heads // self.heads, 1)
@@ -312,4 +314,13 @@ class _Merged(torch.autograd.Function):
         from_context, to_context_key, to_context_value = part(
             split.context, context_key, context_value, split.context_bias
         )
-        return to_query + from_context, to_key, to_value, to_context_key, to_context_value, None, None
+        of_keys, of_values = ctx.needs_input_grad[3:5]
+        return (
+            to_query + from_context,
+            to_key,
+            to_value,
+            to_context_key if of_keys else None,
+            to_context_value if of_values else None,
+            None,
+            None,
+        )

@@ -19,8 +19,8 @@ from softprompt.learn.progress import bar
 from softprompt.prompts.head import Head
 from softprompt.run.forward import Filling, Forward
 from softprompt.run.maker import example_maker
-from softprompt.run.score import head_log_probabilities, label_log_probabilities
-from softprompt.run.vote import choice, mean_log_probabilities
+from softprompt.run.score import head_log_probabilities, label_log_probabilities, label_odds
+from softprompt.run.vote import applying, choice, mean_log_probabilities
 from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
 from softprompt.text.task import OF_TOKENS
@@ -41,10 +41,10 @@ def evaluate(
         `rows_cut` tells how many rows were shortened; where words are labelled or questions answered, `answers_missed`
         how many of these got no answer and count as wrong, because they (or the answer) were cut away.
 
-        For an ensemble's classification `accuracy` and `macro_f1` are those of the vote and `loss` that of the mean
+        For an ensemble that chooses labels `accuracy` and F1 are those of the vote and `loss` that of the mean
         probabilities; `mean_probability_accuracy` is that of the label with the highest of these, `NAME.accuracy` that
-        of one prompt, and `member_accuracy` the mean of those. An ensemble that generates does not do so together: its
-        metrics are the means over its prompts.
+        of one prompt, and `member_accuracy` the mean of those. One that gives other answers does not do so together:
+        its metrics are the means over its prompts.
 
     Raises:
         MismatchError: the prompt belongs to another backbone.
@@ -108,31 +108,54 @@ def measure_together(
         progress: told how many rows are done, batch by batch.
     """
     first, *others = members.values()
-    if not others or not first.maker.task.classifies:
-        each = [measure(forward, first, batch_size, progress), *(measure(forward, o, batch_size) for o in others)]
-        return average(each)
+    several = first.maker.task.kind == "multi-label"
+    if not others or not (several or first.maker.task.classifies):
+        return average(
+            [measure(forward, first, batch_size, progress), *(measure(forward, o, batch_size) for o in others)]
+        )
     order = sorted(range(len(first.examples)), key=lambda i: len(first.examples[i].tokens))
-    found = []
+    scored = []
     size = max(1, batch_size // len(members))
     with torch.no_grad():
         for start in range(0, len(order), size):
             part = order[start : start + size]
             scores = _scores(forward, list(members.values()), part)
-            found.append(torch.stack(scores).view(len(members), len(part), -1))
+            scored.append(torch.stack(scores).view(len(members), len(part), -1))
             progress(len(part))
-    table = torch.cat(found, dim=1)
-    truth = torch.tensor([first.examples[i].label for i in order], device=table.device)
-    right = (table.argmax(dim=-1) == truth).double().mean(dim=1).tolist()
+    table = torch.cat(scored, dim=1)
+    together = _of_several if several else _of_one
+    found, by_mean, each = together(table, [first.examples[i] for i in order])
+    right = each.double().mean(dim=1).tolist()
     return {
-        **metrics.of_labels(choice(table), mean_log_probabilities(table), truth),
-        "mean_probability_accuracy": float((choice(table, "mean") == truth).double().mean()),
+        **found,
+        "mean_probability_accuracy": float(by_mean.double().mean()),
         "member_accuracy": sum(right) / len(right),
         **{f"{name}.accuracy": own for name, own in zip(members, right, strict=True)},
     }
 
 
+def _of_one(table: Tensor, examples: Sequence[Example]) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Metrics of the vote on one label a row; and which rows are right by the mean `[B]`, and by each prompt `[N, B]`.
+
+    Args:
+        table: `[N, B, C]` log-probabilities by N prompts.
+    """
+    truth = torch.tensor([e.label for e in examples], device=table.device)
+    found = metrics.of_labels(choice(table), mean_log_probabilities(table), truth)
+    return found, choice(table, "mean") == truth, table.argmax(dim=-1) == truth
+
+
+def _of_several(table: Tensor, examples: Sequence[Example]) -> tuple[dict[str, float], Tensor, Tensor]:
+    """As `_of_one` where several labels may apply: `table` holds log-odds, and a row is right with all of them."""
+    labels = range(table.shape[-1])
+    truth = torch.tensor([[label in e.labels for label in labels] for e in examples], device=table.device)
+    found = metrics.of_several(applying(table), table.sigmoid().mean(dim=0).logit(), truth)
+    return found, (applying(table, "mean") == truth).all(dim=-1), ((table > 0) == truth).all(dim=-1)
+
+
 def _scores(forward: Forward, members: Sequence[Measured], part: Sequence[int]) -> list[Tensor]:
-    """Log-probabilities `[C]` of the labels of these rows, all of the first prompt's first, in one batch."""
+    """Log-probabilities `[C]` of the labels of these rows (log-odds where several may apply), in one batch: all of the
+    first prompt's first."""
     examples = [m.examples[i] for m in members for i in part]
     which = [k for k in range(len(members)) for _ in part]
     fillings = [m.filling for m in members]
@@ -140,7 +163,8 @@ def _scores(forward: Forward, members: Sequence[Measured], part: Sequence[int]) 
     if heads:
         return [row[-1] for row in head_log_probabilities(forward, examples, heads, fillings, which)]
     verbalizers = [m.maker.verbalizer for m in members for _ in part if m.maker.verbalizer is not None]
-    return label_log_probabilities(forward, examples, verbalizers, fillings, which)
+    scores = label_odds if members[0].maker.task.kind == "multi-label" else label_log_probabilities
+    return scores(forward, examples, verbalizers, fillings, which)
 
 
 def average(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -104,7 +104,11 @@ def _multi_label(
         odds += label_odds(forward, batch, [verbalizer] * len(batch), [filling])
         truth += [[label in e.labels for label in range(len(verbalizer.labels))] for e in batch]
     table = torch.stack(odds)
-    said, is_ = table > 0, torch.tensor(truth, device=table.device)
+    return of_several(table > 0, table, torch.tensor(truth, device=table.device))
+
+
+def of_several(said: Tensor, table: Tensor, is_: Tensor) -> dict[str, float]:
+    """Metrics of the labels that were said to apply, and of log-odds, against those that do; all `[N, C]`."""
     return {
         "accuracy": float((said == is_).all(dim=-1).double().mean()),
         "micro_f1": _f1(said.flatten(), is_.flatten()),

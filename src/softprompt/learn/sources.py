@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from softprompt.arguments import check_arguments, check_kind, check_rows
+from softprompt.arguments import check_arguments, check_rows
 from softprompt.backbone.backbone import Backbone
-from softprompt.checks import check_whole
+from softprompt.checks import check_kind, check_whole
 from softprompt.collection import SavedPrompts, check_names, save_all
 from softprompt.errors import SettingsError, SoftpromptError
 from softprompt.learn.evaluation import average
@@ -57,6 +57,10 @@ class Source:
     def __post_init__(self) -> None:
         check_arguments(task=self.task)
         check_rows(rows=self.rows, eval_rows=self.eval_rows)
+        if self.teacher is not None:
+            check_kind(
+                "teacher", self.teacher, (str, Path, SavedPrompt), "Give a prompt's folder, or the prompt itself."
+            )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,14 @@ def mean_log_probabilities(each: Tensor) -> Tensor:
     return each.logsumexp(dim=0) - torch.tensor(float(len(each))).log()
 
 
+def applying(each: Tensor, by: By = "vote") -> Tensor:
+    """The labels that apply, as N prompts say together: `[N, ..., C]` log-odds -> `[..., C]` bool.
+
+    By vote these are the labels that more than half of the prompts take to apply.
+    """
+    return (each.sigmoid() if by == "mean" else (each > 0).float()).mean(dim=0) > 0.5
+
+
 def choice(each: Tensor, by: By = "vote") -> Tensor:
     """The label that N prompts choose together: `[N, ..., C]` log-probabilities -> `[...]` int64."""
     mean = mean_log_probabilities(each)

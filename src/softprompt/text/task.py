@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from softprompt.checks import check_kind, check_whole
 from softprompt.errors import LabelError, SettingsError, TemplateError
 from softprompt.text.template import Template
 
@@ -89,6 +90,8 @@ class Task:
                 task that has none.
             SettingsError: an unknown kind, a `max_length` below 1, or a `field` or `none` of a kind that has none.
         """
+        check_kind("template", template, (str, Template), "Give some text.")
+        check_kind("target", target, (str,), "Give the name of a field.")
         parsed = Template.parse(template) if isinstance(template, str) else template
         kind = kind or ("generation" if labels is None else "classification")
         if kind not in Kind.__args__:  # type: ignore[attr-defined]
@@ -119,8 +122,8 @@ class Task:
         if kind == "multi-label" and (none in words or not none.strip()):
             what = f"{none!r} is a label's word and the word for none" if none.strip() else "the word for none is empty"
             raise LabelError(what, instead="Give another: none=...")
-        if max_length is not None and max_length < 1:
-            raise SettingsError(f"max_length is {max_length}", instead="Give a positive number, or None.")
+        if max_length is not None:
+            check_whole("max_length", max_length)
         for name, value in (
             ("template", parsed),
             ("kind", kind),
