@@ -67,7 +67,7 @@ def test_what_does_not_go_together_is_refused_by_name(folders):
         (prompt(backbone, Task("{text}{soft:4}", LABELS, kind="sequence-classification")), "kind of task"),
     ):
         with pytest.raises(ArtifactError, match=f"do not have one {what}: .* in 'odd', .* in 'one'. Put together"):
-            ensemble({"one": one, "two": one, "odd": other})
+            ensemble({"one": one, "two": replace(one), "odd": other})
     for few in ([], [one], {"a": one}, str(folders[0]), one):
         with pytest.raises(SettingsError, match="takes two prompts or more"):
             ensemble(few)

@@ -47,7 +47,7 @@ def collection_card(saved: SavedPrompts, name: str) -> str:
     ensemble = saved.kind == "ensemble"
     about = (
         f"{len(saved.members)} soft prompts of one task for the frozen model {_code(saved.backbone_name)}, made with "
-        "softprompt; asked together, they vote on the label."
+        "softprompt; " + ("asked together, they vote on the label." if _votes(saved) else "each answers by itself.")
         if ensemble
         else f"Soft prompts of {len(saved.members)} tasks for the frozen model {_code(saved.backbone_name)}, made with "
         "softprompt in one training, in which they shared a part. Each is a prompt by itself; another task may begin "
@@ -65,11 +65,13 @@ def collection_card(saved: SavedPrompts, name: str) -> str:
         "## Prompts\n\n" + _table(("prompt", *map(_cell, metrics)), rows),
         _metrics(saved),
         _facts(dict(saved.training)),
-        _use(saved.first, name if ensemble else f"{name}/{next(iter(saved.members))}")
-        if saved.task.classifies or not ensemble
-        else "",
+        _use(saved.first, name if ensemble and _votes(saved) else f"{name}/{next(iter(saved.members))}"),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _votes(saved: SavedPrompts) -> bool:
+    return saved.task.classifies or saved.task.kind == "multi-label"
 
 
 def _front_matter(saved: SavedPrompt) -> str:

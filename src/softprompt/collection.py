@@ -146,6 +146,10 @@ def ensemble(
     for prompt in prompts.values() if isinstance(prompts, Mapping) else prompts:
         check_kind("a member", prompt, (str, Path, SavedPrompt), "Give a prompt, or its folder.")
     named = prompts if isinstance(prompts, Mapping) else _named_after_folders(prompts)
+    same = [os.path.realpath(p) if isinstance(p, (str, Path)) else id(p) for p in named.values()]
+    twice = next((name for name, one in zip(named, same, strict=True) if same.count(one) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"{twice!r} stands there twice", where="prompts", instead="Give each prompt once.")
     members = {name: p if isinstance(p, SavedPrompt) else artifact.load(p) for name, p in named.items()}
     return SavedPrompts("ensemble", members)
 

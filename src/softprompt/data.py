@@ -72,7 +72,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 continue
             where = f"{path}, line {number}"
             try:
-                values = json.loads(line)
+                values = json.loads(line.rstrip())
             except (ValueError, RecursionError) as cause:  # not JSON; a number too long; brackets too deep
                 reason = f"{cause.msg} at character {cause.colno}" if isinstance(cause, json.JSONDecodeError) else cause
                 raise DataError(

@@ -226,7 +226,7 @@ def test_an_encoder_writes_nothing(kind):
             RequestError,
             r"request 3 \(token-classification\): nothing of",
         ),
-        (("token-classification", {"text": ["a", 3.5, None]}), RequestError, r"request 3 .*'text' is NoneType"),
+        (("token-classification", {"text": ["a", 3.5, None]}), RequestError, r"request 3 .*'text' is null"),
         (("sequence-classification", {"text": ["a"]}), RequestError, r"request 3 .*: field 'text' is list"),
         (("nobody", {"text": "x"}), UnknownPromptError, r"request 3 \(nobody\): there is no prompt called 'nobody'"),
         (("multi-label", Row({}, "rows.csv, line 9")), RequestError, r"^rows.csv, line 9: field 'text' is missing"),

@@ -83,7 +83,7 @@ def test_a_prompt_learned_before_other_weights_is_noted_once(folder, caplog, lea
     evaluate(backbone, before, ROWS, progress=False)
     assert len(caplog.messages) == 1
     caplog.clear()
-    engine.add("all", ensemble({"a": unknown, "b": before, "c": before}))
+    engine.add("all", ensemble({"a": unknown, "b": before, "c": replace(before)}))
     assert [m.partition(":")[0] for m in caplog.messages] == ["all/b"]
     caplog.clear()
     backbone.model.is_quantized = learned

@@ -62,3 +62,27 @@ def test_rows_of_like_length_stand_in_one_step_where_that_is_asked(here):
     assert train("together", "--group-by-length", template="{soft:2}{text} {label}").exit_code == 0
     assert facts("together")["group_by_length"] is True
     assert facts("together")["padding"] <= facts("apart")["padding"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tokens", "7"], r"--tokens: every \{soft:N\} of the template says how long it is"),
+        (["--eval-every", "2"], "eval_every: eval_every is 2, but there are no rows to evaluate on. .*--eval-data"),
+        (["--from", "before", "--init", "random"], "--init: it begins where the prompt of --from ended"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(here, more, message):
+    assert_refused(train("topic", *more), message)
+
+
+def test_a_labels_prompt_writes_nothing_and_is_called_by_its_folder(here):
+    assert train("topic").exit_code == 0
+    refused = run("predict", "topic", "--text", "x", "--max-new-tokens", "3")
+    assert_refused(refused, "--max-new-tokens: a classification writes nothing")
+    assert_refused(run("predict", "topic", "title=x"), r"request 1 \(topic\): field 'text' is missing")
+
+
+def test_a_run_that_was_not_interrupted_is_told_so(here, caplog):
+    assert train("topic", "--resume").exit_code == 0
+    assert "no interrupted run stands there" in caplog.text

@@ -59,7 +59,7 @@ def test_prompts_are_asked_together():
     [
         (["p0", "--with", "tone"], "do not have one list of labels: .* in 'tone', .* in 'p0'"),
         (["p0", "--with", "nowhere"], "nowhere: there is no such folder"),
-        (["titles", "--with", "titles"], "titles: it is an ensemble of 2 prompts.*such as titles"),
+        (["titles", "--with", "titles"], "prompts: .titles. stands there twice. Give each prompt once"),
     ],
 )
 def test_what_cannot_be_asked_together_is_refused_in_one_line(arguments, message):
@@ -90,4 +90,4 @@ def test_a_library_that_is_missing_is_named_with_the_way_around_it(monkeypatch, 
     assert_refused(run("predict", "eight", "--text", "x"), "int8 needs torchao.*--quantization none")
     assert run("predict", "eight", "--text", "x", "--quantization", "none").exit_code == 0
     (notice,) = caplog.messages
-    assert notice.startswith("prompt: it was learned before int8 weights, and those of model are whole")
+    assert notice.startswith("eight: it was learned before int8 weights, and those of model are whole")

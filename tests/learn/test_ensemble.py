@@ -296,8 +296,8 @@ def test_seeds_are_counted_from_that_of_the_settings():
 
 def test_without_rows_to_measure_on_the_last_loss_is_told():
     result = learn_ensemble(eval_rows=None, steps=4)
-    assert set(result.metrics) == {"train_loss"}
-    assert result.metrics["train_loss"] == [entry["loss"] for entry in result.history if "loss" in entry][-1]
+    assert set(result.metrics) == {"mean_train_loss"}
+    assert result.metrics["mean_train_loss"] == [entry["loss"] for entry in result.history if "loss" in entry][-1]
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_rows_that_had_to_be_shortened_are_counted():
         ({"text": "x"}, DataError, "row 2: field 'label' is missing"),
         ({"label": "sports"}, DataError, "row 2: field 'text' is missing"),
         ({"text": "x", "label": "chess"}, LabelError, "row 2: unknown label 'chess'"),
-        ({"text": None, "label": "sports"}, DataError, "row 2: field 'text' is NoneType"),
+        ({"text": None, "label": "sports"}, DataError, "row 2: field 'text' is null"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named(row, error, message):

@@ -65,7 +65,8 @@ def inspect(
     if isinstance(inspection, PrefixInspection):
         _show_prefix(inspection)
     elif not inspection.tokens:
-        typer.echo("It has no virtual token: it is text.")
+        head = "" if prompt.head is None else f", and a trained head with {prompt.head.weight.shape[0]} outputs"
+        typer.echo(f"It has no virtual token: it is text{head}.")
         return
     else:
         _show_tokens(inspection)
@@ -94,8 +95,9 @@ def _show_tokens(inspection: Inspection) -> None:
 def _show_prefix(inspection: PrefixInspection) -> None:
     """A row for each attention site: means over the positions."""
     numbers = [f"{part} {what}" for part in ("keys'", "values'") for what in ("norm", "drift", "cosine")]
+    names = _short([site.name for site in inspection.sites])
     rows = [
-        (str(number), site.name, *(cell for part in (site.keys, site.values) for cell in _means(part)))
+        (str(number), names[number], *(cell for part in (site.keys, site.values) for cell in _means(part)))
         for number, site in enumerate(inspection.sites)
     ]
     show_table(["#", "site", *numbers], rows, numbers=["#", *numbers])
@@ -103,6 +105,16 @@ def _show_prefix(inspection: PrefixInspection) -> None:
         f"Means over {inspection.positions} position(s); the cosine is that of two positions with each other. No word "
         "is near a key or a value: a word's own depend on what stands before it."
     )
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names without the dotted parts that all begin with, or all end with."""
+    parts = [name.split(".") for name in names]
+    for _ in range(2):
+        while len({p[0] for p in parts}) == 1 and min(map(len, parts)) > 1:
+            parts = [p[1:] for p in parts]
+        parts = [p[::-1] for p in parts]
+    return [".".join(p) for p in parts]
 
 
 def _means(part: Part) -> tuple[str, str, str]:

@@ -53,7 +53,9 @@ def predict(
             help="How an ensemble chooses: vote, or mean (the highest mean probability).", show_default="vote"
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a generated answer.")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of a generated answer.", show_default="32")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -75,12 +77,15 @@ def predict(
     check_by(by, isinstance(prompt, SavedPrompts))
     if isinstance(prompt, SavedPrompts) and prompt.task.kind not in CLASSIFYING:
         raise no_writers(prompt, str(folder))
+    if max_new_tokens is not None and prompt.task.kind != "generation":
+        raise SettingsError(f"a {prompt.task.kind} writes nothing", where="--max-new-tokens", instead="Leave it out.")
     backbone = load_backbone_of(prompt, model, dtype, quantization, cache)
     engine = Engine(backbone, batch_size=batch_size)
-    engine.add("prompt", prompt)
+    name = str(folder)
+    engine.add(name, prompt)
     cut = 0
     progress = not quiet and data is not None
-    for answer in _answers(engine, rows, by, max_new_tokens, progress):
+    for answer in _answers(engine, name, rows, by, max_new_tokens or 32, progress):
         cut += answer.cut > 0
         if as_json:
             show_json(asdict(answer))
@@ -118,7 +123,7 @@ def _rows(fields: Sequence[str] | None, text: str | None, data: str | None) -> S
 
 
 def _answers(
-    engine: Engine, rows: Sequence[Mapping[str, Any]], by: Any, max_new_tokens: int, progress: bool
+    engine: Engine, name: str, rows: Sequence[Mapping[str, Any]], by: Any, max_new_tokens: int, progress: bool
 ) -> Iterator[Answer]:
     from softprompt.learn.progress import bar
 
@@ -126,7 +131,7 @@ def _answers(
     portion = 8 * engine.batch_size
     with bar("Answering", len(rows), "row", show=progress, leave=False) as answering:
         for start in range(0, len(rows), portion):
-            requests = [("prompt", row) for row in rows[start : start + portion]]
+            requests = [(name, row) for row in rows[start : start + portion]]
             answers = engine.answer(requests, by=by, max_new_tokens=max_new_tokens)
             answering.update(len(requests))
             yield from answers

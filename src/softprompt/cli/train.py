@@ -207,6 +207,7 @@ def train(
     from softprompt.learn.training import train as run
     from softprompt.prompts import method_named
     from softprompt.text.task import Task
+    from softprompt.text.template import Slot
 
     # Whatever can be refused is refused before the model is loaded.
     chosen = method_named(method, _settings(setting) | _given(tokens=tokens, init=init, text=init_text))
@@ -225,9 +226,11 @@ def train(
         seed=seed,
     )
     settings = Settings(**options)
+    if begin_from is not None:
+        several.refuse({"--init": init, "--init-text": init_text}, "it begins where the prompt of --from ended")
 
     def task_of(template: str, labels: str | None) -> Task:
-        return Task(
+        task = Task(
             template.replace("\\n", "\n"),
             _labels(labels),
             kind=cast(Any, kind),
@@ -236,6 +239,10 @@ def train(
             field=field,
             max_length=max_length,
         )
+        slots = [segment for segment in task.template.segments if isinstance(segment, Slot)]
+        if slots and all(slot.tokens is not None for slot in slots):
+            several.refuse({"--tokens": tokens}, "every {soft:N} of the template says how long it is")
+        return task
 
     of_sources = _given(
         distill=distill,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from softprompt.artifact import MANIFEST
 from softprompt.errors import OutputError, SettingsError
+
+_LOG = logging.getLogger("softprompt")
 
 _STATE = "trainer_state.json"
 _TEACHERS = "teachers"
@@ -91,6 +94,8 @@ def make_ready(folder: Path, identity: Mapping[str, Any], *, resume: bool, overw
                 instead="Give what was given then, or begin anew: overwrite (--overwrite) without resume.",
             )
         return
+    if resume:
+        _LOG.warning("%s: no interrupted run stands there, so this one begins anew.", folder)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,7 @@ def train_ensemble(
 
     def together(prompts: Sequence[SavedPrompt]) -> SavedPrompts:
         named = dict(zip((member.name for member in members), prompts, strict=True))
-        facts = {**settings.facts(), "seed": [own.seed for own in each]}
+        facts = {**settings.facts(), "learning_rate": first.learning_rate, "seed": [own.seed for own in each]}
         metrics = average([prompt.metrics for prompt in prompts])
         if first.held_out and metrics:  # those that are left of a run that diverged have not been measured
             measured = {

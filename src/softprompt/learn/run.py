@@ -155,7 +155,9 @@ class Run(Generic[T]):
             metrics = measured if len(measured) == len(kept) else self.measure(outcome)
         else:
             losses = [entry["loss"] for entry in history if "loss" in entry]
-            metrics = [{"train_loss": losses[-1]} if losses else {}] * len(self.members)
+            # What is logged of several is their mean.
+            name = "train_loss" if len(self.members) == 1 else "mean_train_loss"
+            metrics = [{name: losses[-1]} if losses else {}] * len(self.members)
         facts = {
             "texts_not_kept": left,
             "texts_from_cache": found,

@@ -175,6 +175,7 @@ def train_sources(
             dict(zip(sources, prompts, strict=True)),
             {
                 **settings.facts(),
+                "learning_rate": members[0].learning_rate,
                 **facts,
                 "teachers": {name: dict(t.metrics) for name, t in taught.items()},
                 "trained_parameters_of_all_tasks": count(list(built.parameters())),

@@ -216,6 +216,12 @@ class Member:
             RequestError: a row cannot be used; the message names it.
             LengthError: all of them are questions whose answer was cut away.
         """
+        if self.settings.eval_every is not None and not eval_rows:
+            raise SettingsError(
+                f"eval_every is {self.settings.eval_every}, but there are no rows to evaluate on",
+                where="eval_every",
+                instead="Give some (eval_rows, --eval-data), or leave it out.",
+            )
         self.rows, self.data = train_rows, self.maker.all(train_rows)
         self.held_out = self.maker.all(eval_rows) if eval_rows else []
         of = f" of {of}" if of else ""

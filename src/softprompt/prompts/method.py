@@ -121,10 +121,15 @@ class Parametrization(nn.Module, ABC):
         own, theirs = ({name: list(t.shape) for name, t in s.items()} for s in (self.state_dict(), state))
         if own != theirs:
             raise SettingsError(
-                f"its parameters are {theirs}, those asked for {own}",
-                instead="Give the settings and the slots' lengths that it was trained with.",
+                f"what it learned is {_shapes(theirs)}, what is asked for {_shapes(own)}",
+                instead="Write its slots as long as they were ({soft:N}), with the settings that it was trained with.",
             )
         self.load_state_dict(dict(state))
+
+
+def _shapes(parts: Mapping[str, Sequence[int]]) -> str:
+    """By name: "embeddings 10 x 576"."""
+    return ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in parts.items())
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,10 @@ def as_text(found: Any, name: str, where: str | None) -> str:
             raise DataError(f"field {name!r} holds half a character (a lone surrogate)", where=where)
         return found
     if isinstance(found, bool) or not isinstance(found, (int, float)):
-        raise DataError(f"field {name!r} is {type(found).__name__}, not text", where=where)
+        what = "null" if found is None else type(found).__name__
+        raise DataError(
+            f"field {name!r} is {what}, not text", where=where, instead="Give text or a number, or leave the row out."
+        )
     if found != found:
         raise DataError(f"field {name!r} is {found}, as tables write what is missing", where=where)
     return str(found)

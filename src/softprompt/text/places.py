@@ -11,6 +11,8 @@ from softprompt.text.tokens import PieceTokenizer
 
 BackboneKind = Literal["decoder", "encoder", "encoder-decoder"]
 
+_A = {"decoder": "a decoder", "encoder": "an encoder", "encoder-decoder": "an encoder-decoder"}
+
 
 def check_places(task: Task, kind: BackboneKind, tokenizer: PieceTokenizer) -> None:
     """See that a model of a kind answers where the template says.
@@ -21,7 +23,7 @@ def check_places(task: Task, kind: BackboneKind, tokenizer: PieceTokenizer) -> N
     where, target = f"template {task.template.source!r}", task.template.target
     if isinstance(target, Mask) and kind != "encoder":
         raise TemplateError(
-            f"{{mask}} is filled by encoders, and this model is a(n) {kind}",
+            f"{{mask}} is filled by encoders, and this model is {_A[kind]}",
             where=where,
             instead="Put {label} at the end: there it writes its answer.",
         )
