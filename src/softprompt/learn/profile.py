@@ -50,7 +50,7 @@ class Profile(TrainerCallback):
         self._profiler: torch.profiler.profile | None = None
         self._forward: Forward | None = None
         self._before = Counts()
-        self._first = 0
+        self._first = self._read = 0
         self.report: str | None = None
         """The table, once it is there."""
         try:
@@ -69,7 +69,7 @@ class Profile(TrainerCallback):
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._profiler = torch.profiler.profile(activities=activities)
         self._forward, self._first = model.objective.forward, state.global_step
-        self._before = self._forward.ran.copy()
+        self._before, self._read = self._forward.ran.copy(), self._forward.reader.ran
         self._profiler.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,7 +89,8 @@ class Profile(TrainerCallback):
     def _write(self, profiler: torch.profiler.profile, steps: int) -> None:
         assert self._forward is not None, "taken when the profiler was started"
         found = measured(profiler.key_averages(), steps)
-        found |= {"tokens": (self._forward.ran - self._before).each(steps), "steps": steps}
+        again = {"texts, read again": (self._forward.reader.ran - self._read) / steps}
+        found |= {"tokens": (self._forward.ran - self._before).each(steps) | again, "steps": steps}
         self.report = table(found)
         (self.folder / "profile.txt").write_text(self.report + "\n", encoding="utf-8")
         (self.folder / "profile.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -143,13 +144,17 @@ def table(found: Mapping[str, Any]) -> str:
 
 def _advice(found: Mapping[str, Any]) -> Iterator[str]:
     """What to change, where that is clear."""
-    share = {name: seconds / found["seconds"] for name, seconds in found["parts"].items()}
     tokens = found["tokens"]
-    if share[Part.TEXTS] > 0.1:
+    front, rows, padding = (
+        tokens["virtual tokens in front, once for all rows"],
+        tokens["in rows"],
+        tokens["padding of rows"],
+    )
+    if tokens["texts, read again"]:
         yield "Texts are read again at every step: give them more memory (--cache-bytes), or a folder (--cache)."
-    if share[Part.SHARED] > 0.2:
+    if front > 0.2 * (front + rows + padding):
         yield "Virtual tokens in front are computed at every step: fewer cost less, and behind the text even less."
-    if tokens["padding of rows"] > 0.2 * (tokens["in rows"] + tokens["padding of rows"]):
+    if padding > 0.2 * (rows + padding):
         yield "Rows are padded to the longest of their step: --group-by-length lets rows of like length stand together."
-    if tokens["in rows"] > tokens["read before rows"] and share[Part.ROWS] > 0.3:
+    if rows > tokens["read before rows"]:
         yield "Most tokens are run in every row, at every step: behind the text ({text}{soft}), texts are read once."

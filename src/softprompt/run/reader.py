@@ -35,11 +35,12 @@ class Reader:
         budget: bytes that may be kept in memory.
         kept: bytes that are.
         found: how many texts came from the cache on disk.
+        ran: tokens of texts that were run, as often as they were.
     """
 
     def __init__(self, backbone: Backbone, budget: int) -> None:
         self.backbone, self.budget = backbone, budget
-        self.kept = self.found = 0
+        self.kept = self.found = self.ran = 0
         self._stretches: dict[Key, Stretch] = {}
         self._mapped = 0
 
@@ -132,6 +133,7 @@ class Reader:
 
     def _read_chunk(self, chunk: Sequence[Plan]) -> list[tuple[Key, Stretch]]:
         head = chunk[0].head
+        self.ran += sum(len(p.text) for p in chunk)
         stretches = self._read([p.text for p in chunk], self.head(head) if head else None)
         return [((head, p.text), stretch) for p, stretch in zip(chunk, stretches, strict=True)]
 
