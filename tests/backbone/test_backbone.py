@@ -284,3 +284,10 @@ def test_threads_that_share_a_backbone_get_their_own_answers():
         found = list(threads.map(lambda one: states(*one), asked))
     for mine, theirs in zip(found, right, strict=True):
         assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_real_decoder_reads_what_was_computed_once(dtype, caplog):
+    backbone = Backbone.load("smollm2", device="cpu", dtype=dtype)
+    assert backbone.lowers
+    assert not caplog.messages

@@ -115,8 +115,9 @@ def lowers(backbone: Backbone) -> bool:
     def differs(before: int) -> bool:
         context = Context.of([backbone.read(inputs[:, :before], mask[:, :before])])
         rest = backbone.logits(inputs[:, before:], mask[:, before:], context, keep=4).float()
-        error = (whole[:, -rest.shape[1] :] - rest).abs().max()
-        return not bool(error <= _tolerance(backbone) * whole.std().clamp_min(1e-6))
+        # Half precision itself is off by a sixth on random tokens; what is wrong is off by as much as there is.
+        forgiven = None if backbone.dtype == torch.float32 else 0.4
+        return _differ(backbone, whole[:, -rest.shape[1] :], rest, forgiven)
 
     # A long context is attended to in another way than a short one.
     return not differs(_LENGTH // 2 + 1) and not differs(_LENGTH - 1)
