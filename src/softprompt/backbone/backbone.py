@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbone import loading, recompute, trials
+from softprompt.backbone.activations import kept_small
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
 from softprompt.backbone.compilation import compile_layers
 from softprompt.backbone.context import Context, Stretch
@@ -94,6 +95,7 @@ class Backbone:
         self._recomputed = recompute.prepare(model) if gradient_checkpointing else []
         self.sites, self._site_of = probe(model)
         self._products: list[nn.Module] = []
+        self._keeps_small = False
         # What a pass reads and leaves is caught by hooks on the one model: another thread's must wait.
         self._running = threading.RLock()
         self.kind: Kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
@@ -109,7 +111,9 @@ class Backbone:
         self.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
         self.lowers = self.kind == "decoder" and trials.lowers(self)
         # A layer that is recomputed or compiled is run as it is.
-        self._products = [] if self._recomputed or compile else products_in_last_layer(model, self.sites)
+        as_is = bool(self._recomputed) or compile
+        self._keeps_small = not as_is
+        self._products = [] if as_is else products_in_last_layer(model, self.sites)
         if not trials.narrows(self):
             self._products = []
         if compile:
@@ -410,6 +414,8 @@ class Backbone:
                 inputs[KEYWORD] = reading = Reading(self._site_of, positions, context, rows, record, past)
                 if at is not None and products:
                     stack.enter_context(narrowed(products, at, length, lambda: reading.over))
+            if self._keeps_small and torch.is_grad_enabled():
+                stack.enter_context(kept_small(self.dtype))
             return (run or self.model)(**inputs)
 
 
