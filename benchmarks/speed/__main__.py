@@ -25,10 +25,11 @@ from benchmarks.speed import memory, report
 from benchmarks.speed.table import ENCODER, MEMORY, OVER_EPOCHS, TIMES, Asked
 from benchmarks.speed.workbench import DTYPES, Case, Work, Workbench
 
-ENOUGH = 30.0
+ENOUGH = 8.0
 """Seconds of one comparison after which it is repeated no more than `FEWEST` times."""
 
-FEWEST = 3
+FEWEST, SLOW = 3, 8.0
+"""Where one turn takes more than `SLOW` seconds, it is repeated twice."""
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed.json"
 
@@ -42,11 +43,10 @@ def seconds(work: Work) -> float:
 def compared(case: Case, repeats: int) -> dict[str, float]:
     """The median time of each side, over repeats in which they take turns."""
     times: dict[str, list[float]] = {side: [] for side in case.sides}
-    for work in case.sides.values():
-        work()
+    turn = sum(map(seconds, case.sides.values()))
     began = time.perf_counter()
     for done in range(repeats):
-        if done >= FEWEST and time.perf_counter() - began > ENOUGH:
+        if done >= (FEWEST if turn < SLOW else 2) and time.perf_counter() - began > ENOUGH:
             break
         for side, work in case.sides.items():
             times[side].append(seconds(work))
