@@ -40,7 +40,7 @@ GROWING: Mapping[str, Sequence[int]] = {
     "K": (1, 2, 4, 8, 16),
 }
 NAMES = {"P": "P, virtual tokens", "T": "T, tokens of a text", "B": "B, rows", "K": "K, tasks mixed"}
-FEW, MANY = 48, 1024
+FEW, MANY = 64, 1024
 """Tokens of the two steps of the bare model that the law goes through."""
 
 
@@ -64,7 +64,7 @@ def step(bench: Workbench, size: Mapping[str, int]) -> Callable[[], object]:
 
 def measured(repeats: int) -> dict[str, Any]:
     bench = Workbench("float32")
-    few, many = (median(bench.bare(bench.ids(tokens // 16, 16)), repeats) for tokens in (FEW, MANY))
+    few, many = (median(bench.bare(bench.ids(tokens // 32, 32)), max(5, repeats)) for tokens in (FEW, MANY))
     each = (many - few) / (MANY - FEW)
     law = {"fixed": few - each * FEW, "a token": each}
     found: dict[str, Any] = {"machine": report.machine(), "law": law, "growth": {}}

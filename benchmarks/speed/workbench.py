@@ -56,6 +56,7 @@ class Workbench:
         self.backbone = Backbone.load("smollm2", dtype=dtype)
         folder = resolve("smollm2").folder
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval()
+        self.model.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(0)
 
     def ids(self, rows: int, length: int) -> Tensor:
