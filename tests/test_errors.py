@@ -8,7 +8,7 @@ import re
 import pytest
 
 from softprompt import errors
-from softprompt.errors import DivergenceError, RequestError, SoftpromptError, WorkError
+from softprompt.errors import DivergenceError, QueueError, RequestError, SoftpromptError, WorkError
 
 CLASSES = {
     name: value for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, SoftpromptError)
@@ -61,7 +61,8 @@ def test_whose_fault_it_was_decides_the_status():
             assert (cls.exit_status, cls.http_status // 100) == (2, 4)
         else:
             assert issubclass(cls, WorkError) or cls is SoftpromptError
-            assert (cls.exit_status, cls.http_status // 100) == (1, 5)
+            # Too many requests are nobody's fault, but it is for who asks to wait.
+            assert (cls.exit_status, cls.http_status // 100) == (1, 4 if cls is QueueError else 5)
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def fetch(path: Path, names: Iterable[str]) -> dict[str, bytes]:
         return atomic.read(path, names)
     except FileNotFoundError:
         raise ArtifactError("there is no such folder", where=str(path), instead="Give a prompt's folder.") from None
-    except OSError as cause:
+    except (OSError, ValueError) as cause:  # ValueError: a path that no folder can have
         raise ArtifactError(
             f"it cannot be read: {cause}", where=str(path), instead="Give a prompt's folder."
         ) from cause

@@ -299,6 +299,12 @@ def holds_several(path: str | Path) -> bool:
     return standing is not None and (standing / COLLECTION).is_file()
 
 
+def stamped(path: str | Path) -> str:
+    """What a folder holds, in short: another string where anything in it was written anew."""
+    files = artifact.fetch(Path(path), [COLLECTION, MANIFEST])
+    return _digest(b"".join(files[name] for name in sorted(files)))
+
+
 def _manifest(files: Mapping[str, bytes], path: Path) -> CollectionManifest:
     if COLLECTION not in files:
         one = MANIFEST in files

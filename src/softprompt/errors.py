@@ -14,7 +14,10 @@
     │       └── MismatchError   a saved prompt belongs to another backbone or tokenizer
     └── WorkError               the work was begun and failed                 exit 1, HTTP 500
         ├── DivergenceError     the loss is no longer a number
-        └── SaveError           a prompt could not be written; the old one is whole
+        ├── SaveError           a prompt could not be written; the old one is whole
+        └── BusyError           it could not be answered now                              HTTP 503
+            ├── QueueError      too many requests are waiting                             HTTP 429
+            └── DeadlineError   it was not answered in time                               HTTP 504
 
 A message says what was wrong, where, and what to do instead.
 """
@@ -113,3 +116,21 @@ class DivergenceError(WorkError):
 
 class SaveError(WorkError):
     """A prompt could not be written. What stood there before is whole."""
+
+
+class BusyError(WorkError):
+    """A request cannot be answered now, though nothing is wrong with it."""
+
+    http_status = 503
+
+
+class QueueError(BusyError):
+    """Too many requests are waiting already."""
+
+    http_status = 429
+
+
+class DeadlineError(BusyError):
+    """A request was not answered in the time it had."""
+
+    http_status = 504

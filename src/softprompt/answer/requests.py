@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from softprompt.backbone.context import Stretch
 from softprompt.collection import SavedPrompts
 from softprompt.errors import RequestError
 from softprompt.run.forward import Filling
+from softprompt.run.plan import Tokens
 from softprompt.run.vote import By, check_by
 from softprompt.saved import SavedPrompt
 from softprompt.text.examples import Example, ExampleMaker
@@ -27,6 +29,10 @@ VERBS: Mapping[Kind, str] = {
 """The method of the engine that answers a kind of task."""
 
 
+WITHOUT_WRITING = tuple(kind for kind, verb in VERBS.items() if verb != "generate")
+"""Kinds of tasks that are answered by what is there to choose from."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A prompt that can be asked.
@@ -42,6 +48,21 @@ class Entry:
     maker: ExampleMaker
     writer: ExampleMaker | None
     filling: Filling
+
+    @property
+    def members(self) -> tuple[Entry, ...]:
+        """Itself: what is asked one prompt at a time need not tell one from several."""
+        return (self,)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids that were written."""
+        return self.maker.decode(ids)
+
+    @property
+    def compiled(self) -> dict[tuple[Tokens, Tokens], list[Stretch]]:
+        """The keys and values it was compiled to, until now."""
+        assert self.filling.compiled is not None, "it is not being trained"
+        return self.filling.compiled
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,11 @@ def chosen_by(by: By | None, asked: Sequence[tuple[AskedRow, ...]]) -> By:
     return check_by(by, not asked or any(len(members) > 1 for members in asked))
 
 
-def asking(*kinds: str) -> Callable[[Entry, Mapping[str, Any], str], Example]:
+Reading = Callable[[Entry, Mapping[str, Any], str], Example]
+"""Reads a row for a prompt; the last is how an error names the row."""
+
+
+def asking(*kinds: str) -> Reading:
     """Reads a row for a prompt whose task is of one of these kinds."""
 
     def example(entry: Entry, row: Mapping[str, Any], where: str) -> Example:

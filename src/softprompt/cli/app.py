@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from softprompt import __version__
-from softprompt.cli import demo, evaluate, inspect, predict, train
+from softprompt.cli import demo, evaluate, inspect, predict, serve, train
 from softprompt.cli.common import INTERRUPTED
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("inspect")(inspect.inspect)
+app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 
 

@@ -1,0 +1,1 @@
+"""One frozen model answers for every task over HTTP."""
