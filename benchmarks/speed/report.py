@@ -58,18 +58,19 @@ def show(found: Mapping[str, Any]) -> None:
 def write(found: Mapping[str, Any]) -> None:
     """Into the documents, where they have a place for it."""
     for path, columns in PLACES.items():
-        text = path.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        lines = whole(found, columns) if path.parent.name == "docs" else brief(found["rows"], columns)
-        path.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + after, encoding="utf-8")
+        put(path, BEGIN, END, whole(found, columns) if path.parent.name == "docs" else brief(found["rows"], columns))
+
+
+def put(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    """Have lines stand between two marks of a document."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(before + begin + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 
 def whole(found: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """One table for each dtype."""
-    m = found["machine"]
-    libraries = ", ".join(f"{name} {m[name]}" for name in ("torch", "transformers", "peft"))
-    lines = [f"{m['processor']}, {m['threads']} threads; {libraries}."]
+    lines = [described(found["machine"])]
     for dtype in dict.fromkeys(row["dtype"] for row in found["rows"]):
         lines += ["", f"**{dtype}**", "", *header(columns)]
         for row in found["rows"]:
@@ -86,6 +87,12 @@ def whole(found: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
                 )
                 lines.append(line(cells))
     return lines
+
+
+def described(machine: Mapping[str, Any]) -> str:
+    """What the figures were taken on, in a line."""
+    libraries = ", ".join(f"{name} {machine[name]}" for name in ("torch", "transformers", "peft"))
+    return f"{machine['processor']}, {machine['threads']} threads; {libraries}."
 
 
 def brief(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
