@@ -113,16 +113,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtypes", default=",".join(DTYPES))
-    parser.add_argument("--only", default="", help="only the rows whose key holds one of these")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="write the figures into this file")
-    parser.add_argument("--write", action="store_true", help="put the table into the documents")
+    known = ", ".join((*MEMORY, *TIMES, *ENCODER))
+    parser.add_argument("--only", default="", help=f"only the rows whose key holds one of these; keys are {known}")
+    parser.add_argument("--json", type=Path, help="write the figures into this file")
+    parser.add_argument("--write", action="store_true", help="put all rows into benchmarks/results and the documents")
     asked = parser.parse_args()
+    if asked.write and asked.only:
+        parser.error("--write puts whole tables into the documents, --only measures a part")
+    if not any(chosen(table, asked.only) for table in (TIMES, ENCODER, MEMORY)):
+        parser.error(f"--only {asked.only}: no row is called so; keys are {known}")
+    asked.json = asked.json or (RESULTS if asked.write else None)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     dtypes = asked.dtypes.split(",")
     times, encoders, peaks = (chosen(table, asked.only) for table in (TIMES, ENCODER, MEMORY))
     rows: list[dict[str, Any]] = []
-    asked.json.parent.mkdir(exist_ok=True)
+    if asked.json is not None:
+        asked.json.parent.mkdir(exist_ok=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=len(dtypes) * (len(times) + len(peaks)) + len(encoders))
@@ -138,14 +145,14 @@ def main() -> None:
                 rows += timed(key, row, bench, dtype, asked.repeats)
                 progress.advance(bar)
             del bench
-            asked.json.write_text(json.dumps({"machine": report.machine(), "rows": rows}, indent=2) + "\n")
         for key, row in encoders.items():
             progress.update(bar, description=key)
             rows += timed(key, row, None, "float32", asked.repeats)
             progress.advance(bar)
     found = {"machine": report.machine(), "rows": rows}
     report.show(found)
-    asked.json.write_text(json.dumps(found, indent=2) + "\n")
+    if asked.json is not None:
+        asked.json.write_text(json.dumps(found, indent=2) + "\n")
     if asked.write:
         report.write(found)
 

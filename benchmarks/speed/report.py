@@ -63,8 +63,10 @@ def write(found: Mapping[str, Any]) -> None:
 
 def put(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
     """Have lines stand between two marks of a document."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
+    before, there, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not there or not closed:
+        raise SystemExit(f"{path} has no place for it, between {begin.strip()} and {end}")
     path.write_text(before + begin + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
 
 

@@ -77,6 +77,33 @@ def test_a_pass_without_gradients_keeps_nothing():
     assert not outputs.logits.requires_grad
 
 
+@pytest.mark.parametrize("what", ["input", "other"])
+def test_what_is_changed_before_the_backward_pass_is_told_as_ever(what: str):
+    x = torch.randn(4, requires_grad=True)
+    with kept_small(torch.float32):
+        z, w = x * 2, torch.ones(4)
+        y = (torch.nn.functional.silu(z) * w).sum()
+        with torch.no_grad():
+            (z if what == "input" else w).mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()
+
+
+def test_a_result_that_was_changed_is_kept_as_it_is():
+    x = torch.randn(4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+    def gradient() -> Tensor:
+        w = torch.ones(4, requires_grad=True)
+        h = torch.nn.functional.gelu(x)
+        with torch.no_grad():
+            h.clamp_(max=0.1)
+        return torch.autograd.grad((h * w).sum(), w)[0]
+
+    with kept_small(torch.float32):
+        small = gradient()
+    assert torch.equal(small, gradient())
+
+
 def test_a_second_derivative_is_right():
     x = torch.randn(4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with kept_small(torch.float32):

@@ -102,6 +102,28 @@ def test_queries_of_one_key_head_are_grouped(masked: str):
     agree(found * read, written_out(query, key, value, mask) * read, (query, key, value))
 
 
+def test_each_query_sees_keys_up_to_its_own():
+    query, key, value = queries()
+    found = cpu.causal_attention(query, key, value, None)
+    agree(found, written_out(query, key, value, causal({})), (query, key, value))
+
+
+def test_in_bfloat16_gradients_are_at_least_as_near_as_the_kernels_own():
+    exact = [t.detach().requires_grad_() for t in queries()]
+    half = [t.detach().bfloat16().requires_grad_() for t in exact]
+    upstream = torch.randn_like(exact[0])
+    right = torch.autograd.grad(written_out(*exact, causal({})), exact, upstream)
+    found = torch.autograd.grad(cpu.causal_attention(*half, None), half, upstream.bfloat16())
+    query, *others = half
+    key, value = (t.repeat_interleave(HEADS // KEY_HEADS, dim=1) for t in others)
+    kernel = torch.autograd.grad(
+        F.scaled_dot_product_attention(query, key, value, is_causal=True), half, upstream.bfloat16()
+    )
+    for ours, theirs, exactly in zip(found, kernel, right, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - exactly).norm() <= 1.05 * (theirs - exactly).norm()
+
+
 def test_in_bfloat16_it_is_as_near_as_one_pass_of_the_kernel():
     query, key, value, context_key, context_value = (
         t.detach().bfloat16() for t in (*queries(), *(random(1, KEY_HEADS, CONTEXT, WIDTH) for _ in range(2)))

@@ -41,7 +41,7 @@ def test_a_cache_is_shared_by_training_measuring_and_answering(here):
     assert run("eval", "two", "--data", "rows.jsonl", "--cache", "texts", "--quiet").exit_code == 0
     assert run("predict", "two", "--data", "rows.jsonl", "--cache", "texts", "--quiet").exit_code == 0
     assert sorted(Path("texts").rglob("*.safetensors")) == there
-    assert_refused(train("three", "--cache", "rows.jsonl"), "rows.jsonl: texts cannot be kept there")
+    assert_refused(train("three", "--cache", "rows.jsonl"), "rows.jsonl: it is a file, not a folder")
     assert not Path("three").exists()
 
 
@@ -54,7 +54,7 @@ def test_a_profile_is_shown_and_written(here):
         *("train", "--quiet", "--method", "hard-prompt", "--data", "rows.jsonl", "--model", "model"),
         *("--labels", "sports,business", "--template", "{text} {label}", "--out", "hard", "--profile", "none"),
     )
-    assert "no step was measured" in hard.stdout, hard.output
+    assert "there is no profile" in hard.stdout, hard.output
 
 
 def test_rows_of_like_length_stand_in_one_step_where_that_is_asked(here):

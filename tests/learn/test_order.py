@@ -40,6 +40,18 @@ def test_every_epoch_has_every_row_once_in_an_order_of_its_own():
     assert len({max(range(14), key=lambda step: LENGTHS[order(e * 14 + step)[0]]) for e in range(6)}) > 1
 
 
+def test_answers_count_with_their_rows():
+    # Texts of one length, answers of many: rows are as long as both together.
+    words = ["won", *(" ".join(["the market fell"] * times) for times in (3, 6, 9))]
+    rows = [{"text": "the team", "label": word} for word in words * 8]
+    task = Task("{soft:3}{text} {label}")
+    apart, together = (
+        toys.learn(tiny.backbone(), task, rows, None, PromptTuning(), steps=16, group_by_length=group).prompt
+        for group in (False, True)
+    )
+    assert together.training["padding"] < apart.training["padding"] / 2
+
+
 def test_a_training_of_such_steps_has_less_padding():
     task = Task("{soft:3}{text}\nTopic: {label}", toys.LABELS)
     rows = [{"text": "won " * (1 + 5 * (i % 4)), "label": toys.LABELS[i % 2]} for i in range(32)]

@@ -15,9 +15,13 @@ BEHIND = Task("{text}{soft:3}\nTopic: {label}", toys.LABELS)
 
 
 def profiled(folder, task=FRONT, method=None, **options):
+    return profiled_of(folder, tiny.backbone(), task, method, **options)
+
+
+def profiled_of(folder, backbone, task, method=None, **options):
     profile = Profile(folder, steps=3)
     result = toys.learn(
-        tiny.backbone(), task, toys.ROWS, None, method or PromptTuning(), callbacks=[profile], **{"steps": 8} | options
+        backbone, task, toys.ROWS, None, method or PromptTuning(), callbacks=[profile], **{"steps": 8} | options
     )
     return profile, json.loads((folder / "profile.json").read_text()), result
 
@@ -58,6 +62,47 @@ def test_what_to_change_is_said_where_it_is_clear(tmp_path):
     assert "--cache" not in behind.report
 
 
+def test_evaluations_are_no_part_of_it(tmp_path):
+    alone, measured = (
+        toys.learn(
+            tiny.backbone(),
+            FRONT,
+            toys.ROWS,
+            rows,
+            PromptTuning(),
+            callbacks=[Profile(tmp_path / name)],
+            steps=8,
+            **more,
+        )
+        for name, rows, more in (("alone", None, {}), ("measured", toys.ROWS * 9, {"eval_every": 1}))
+    )
+    one, other = (json.loads((tmp_path / name / "profile.json").read_text()) for name in ("alone", "measured"))
+    assert one["tokens"] == other["tokens"]
+    assert all(seconds >= 0 for seconds in other["parts"].values())
+    assert other["parts"]["rows"] < 0.9 * other["seconds"]
+    assert alone.prompt.training["padding"] == measured.prompt.training["padding"]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_only_what_would_help_is_advised(tmp_path, family):
+    backbone, advice = tiny.backbone(family), "put {soft} behind the text"
+    end = "" if family != "llama" else " {label}"
+    kind = "classification" if family == "llama" else "sequence-classification"
+    for name, template in (("front", "{soft:4}{text}" + end), ("behind", "{text}{soft:4}" + end)):
+        task = Task(template, toys.LABELS, kind=kind)
+        profile, _, _ = profiled_of(tmp_path / name, backbone, task)
+        assert (advice in profile.report) == (family == "llama" and name == "front")
+
+
+def test_a_folder_that_cannot_be_written_to_any_more_costs_the_profile_alone(tmp_path, caplog):
+    profile = Profile(tmp_path / "costs")
+    (tmp_path / "costs").rmdir()
+    (tmp_path / "costs").write_text("")
+    result = toys.learn(tiny.backbone(), FRONT, toys.ROWS, None, PromptTuning(), callbacks=[profile], steps=3)
+    assert result.prompt.values.tokens == 20
+    assert "the profile could not be written" in caplog.text
+
+
 def test_a_profile_changes_nothing_that_is_learned(tmp_path):
     *_, watched = profiled(tmp_path, method=PrefixTuning(tokens=4), task=Task("{text} {label}", toys.LABELS))
     plain = toys.learn(
@@ -74,7 +119,7 @@ def test_a_short_run_is_measured_at_its_end(tmp_path, steps):
 
 def test_settings_that_cannot_be_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="a profile cannot be written there"):
+    with pytest.raises(OutputError, match="it is a file, not a folder"):
         Profile(tmp_path / "file")
     with pytest.raises(SettingsError, match="steps is 0"):
         Profile(tmp_path, steps=0)

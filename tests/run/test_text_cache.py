@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import logging
 import os
+import random
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import tiny
 import toys
 from reference import assert_close, case
 from softprompt import Backbone, PromptTuning, Task, TextCache
+from softprompt.backbone.context import Stretch
 from softprompt.errors import OutputError, SettingsError
 from softprompt.run.forward import Forward
 from softprompt.run.loss import answer_loss
@@ -82,10 +87,17 @@ def test_other_weights_another_dtype_and_another_template_find_nothing(tmp_path)
     read_ahead(cached(tmp_path))
     there = len(files(tmp_path))
     changed = tiny.model("llama")
+    weight = changed.get_submodule("model.layers.1.self_attn.k_proj").weight
     with torch.no_grad():
-        changed.get_input_embeddings().weight[0, 0] += 1
+        # One of all the numbers: not one that a sample would be sure to hold.
+        weight[tuple(random.Random(0).randrange(size) for size in weight.shape)] += 1
+    turned = tiny.model("llama")
+    turned.model.rotary_emb.inv_freq.mul_(1.01)
     others = [
         Backbone(changed, reference.backbone("llama").tokenizer, cache=tmp_path),
+        Backbone(turned, reference.backbone("llama").tokenizer, cache=tmp_path),
+        # What it would be if it had been kept in 16 bits.
+        Backbone(tiny.model("llama").bfloat16().float(), reference.backbone("llama").tokenizer, cache=tmp_path),
         Backbone(tiny.model("llama").bfloat16(), reference.backbone("llama").tokenizer, cache=tmp_path),
         cached(TextCache(tmp_path, dtype="bfloat16")),
     ]
@@ -105,7 +117,15 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(tmp_path):
     right = losses(read_ahead(backbone)[0], backbone)
     there = files(tmp_path)
     whole = there[0].read_bytes()
-    damages = [whole[:-8] + b"\x00\x00\x80\x3f" * 2, whole[: len(whole) // 2], b"", b"no tensors at all" * 9]
+    # The last value's name, in the header.
+    at = whole.index(b'"value.1"') + 1
+    damages = [
+        whole[:at] + b"k" + whole[at + 1 :],
+        whole[:-8] + b"\x00\x00\x80\x3f" * 2,
+        whole[: len(whole) // 2],
+        b"",
+        b"no tensors at all" * 9,
+    ]
     for damage in damages:
         for place in there:
             place.write_bytes(damage)
@@ -124,18 +144,68 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path):
     )[0]
     assert shelf.keep((), (0,), stretch)
     size = files(tmp_path)[0].stat().st_size
-    small = TextCache(tmp_path, max_bytes=4 * size + 1).of("a model")
+    before = TextCache(tmp_path, max_bytes=4 * size + 1).of("a model")
     for number in range(1, 4):
-        assert small.keep((), (number,), stretch)
+        assert before.keep((), (number,), stretch)
+    small = TextCache(tmp_path, max_bytes=4 * size + 1).of("a model")
     for age, number in enumerate((1, 3, 2, 0)):  # 1 is the oldest
         place = small._place((), (number,))
         os.utime(place, (1_000_000 + age, 1_000_000 + age))
     assert small.find((), (1,)) is not None  # used now
     assert small.keep((), (4,), stretch)
+    strange = [tmp_path / name for name in ("model/model.safetensors", "texts-mine/notes.safetensors", "a.safetensors")]
+    for place in strange:
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(bytes(9 * size))
+        os.utime(place, (1, 1))
     there = [number for number in range(5) if small.find((), (number,)) is not None]
     assert there == [0, 1, 4] or there == [1, 4]
-    assert sum(place.stat().st_size for place in files(tmp_path)) <= 4 * size + 1
+    ours = TextCache(tmp_path, max_bytes=1).of("a model").folder
+    assert sum(place.stat().st_size for place in files(ours)) <= 4 * size + 1
+    # What else stands in the folder is not counted and not touched.
+    assert TextCache(tmp_path, max_bytes=2 * size + 1).of("a model").keep((), (5,), stretch)
+    assert all(place.stat().st_size == 9 * size for place in strange)
     assert not TextCache(tmp_path / "tiny", max_bytes=10).of("a model").keep((), (0,), stretch)
+
+
+def a_stretch() -> Stretch:
+    backbone = reference.backbone("llama")
+    return backbone.read(torch.randn(1, 5, backbone.hidden_size), torch.ones(1, 5, dtype=torch.bool))[0]
+
+
+def test_what_is_in_use_stays_and_then_nothing_more_is_kept(tmp_path, caplog):
+    stretch = a_stretch()
+    assert TextCache(tmp_path / "one").of("a model").keep((), (0,), stretch)
+    size = files(tmp_path / "one")[0].stat().st_size
+    shelf = TextCache(tmp_path, max_bytes=3 * size + 1).of("a model")
+    assert [shelf.keep((), (number,), stretch) for number in range(6)] == [True] * 3 + [False] * 3
+    assert all(shelf.find((), (number,)) is not None for number in range(3))
+    assert caplog.text.count("no more texts are kept") == 1
+
+
+def test_several_threads_may_keep_the_same(tmp_path, caplog):
+    shelf, stretch = TextCache(tmp_path).of("a model"), a_stretch()
+    writers = [
+        threading.Thread(target=lambda: [shelf.keep((), (number,), stretch) for number in range(20)]) for _ in range(4)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not caplog.text
+    assert len(files(tmp_path)) == 20
+    assert all(shelf.find((), (number,)) is not None for number in range(20))
+
+
+def test_what_a_process_left_half_written_is_removed(tmp_path):
+    shelf, stretch = TextCache(tmp_path).of("a model"), a_stretch()
+    shelf.folder.mkdir()
+    old, new = shelf.folder / "tmpa.partial", shelf.folder / "tmpb.partial"
+    for place, age in ((old, 7200), (new, 1)):
+        place.write_bytes(b"x")
+        os.utime(place, (time.time() - age, time.time() - age))
+    assert shelf.keep((), (0,), stretch)
+    assert [place.exists() for place in (old, new)] == [False, True]
 
 
 def test_kept_in_half_texts_take_half_and_differ_in_the_third_digit(tmp_path):
@@ -150,14 +220,16 @@ def test_kept_in_half_texts_take_half_and_differ_in_the_third_digit(tmp_path):
 
 
 def test_a_full_disk_costs_a_warning_and_nothing_else(tmp_path, monkeypatch, caplog):
-    def full(place, content):
+    def full(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("softprompt.backbone.text_cache._write", full)
+    monkeypatch.setattr(os, "replace", full)
     backbone = cached(tmp_path)
     forward, left, found = read_ahead(backbone)
     assert (left, found) == (0, 0)
-    assert "No space left on device" in caplog.text
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert ["No space left on device" in record.getMessage() for record in warnings] == [True]
+    assert not [place for place in tmp_path.rglob("*") if place.is_file()]
     assert_close(losses(forward, backbone), reference.loss(reference.plain("llama"), case(BEHIND, backbone)))
 
 

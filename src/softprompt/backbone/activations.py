@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +13,43 @@ from torch import Tensor
 from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.nn import functional as F
 
-_AGAIN: dict[str, Callable[[Any], Tensor]] = {
-    "SiluBackward0": lambda node: F.silu(node._saved_self),
-    "GeluBackward0": lambda node: F.gelu(node._saved_self, approximate=node._saved_approximate),
+_AGAIN: dict[str, Callable[..., Tensor]] = {
+    "SiluBackward0": F.silu,
+    "GeluBackward0": F.gelu,
 }
 """Functions that cost little to apply again: what they were applied to is kept anyway, for their own gradient."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor, as it was: torch leaves it to whoever packs a tensor to see that nobody changes it meanwhile."""
+
+    tensor: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Kept:
+        return cls(tensor, tensor._version)
+
+    def unpack(self) -> Tensor:
+        if self.tensor._version != self.version:
+            raise RuntimeError(
+                f"a tensor {list(self.tensor.shape)} that the backward pass needs was changed in place: it is at "
+                f"version {self.tensor._version}, expected was {self.version}"
+            )
+        return self.tensor
 
 
 @dataclass(frozen=True)
 class _Applied:
     """The result of a function that is applied again when it is asked for."""
 
-    node: Node
+    function: Callable[..., Tensor]
+    to: _Kept
+    options: Mapping[str, Any]
+
+    def unpack(self) -> Tensor:
+        return self.function(self.to.unpack(), **self.options)
 
 
 @dataclass(frozen=True)
@@ -32,6 +57,12 @@ class _Narrow:
     """A copy in float32 of numbers that had fewer bits."""
 
     numbers: Tensor
+
+    def unpack(self) -> Tensor:
+        return self.numbers.float()
+
+
+_Packed = _Kept | _Applied | _Narrow
 
 
 def kept_small(dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -43,30 +74,30 @@ def kept_small(dtype: torch.dtype) -> AbstractContextManager[object]:
     Args:
         dtype: of the model.
     """
-    last: tuple[ReferenceType[Tensor], _Narrow] | None = None
+    last: tuple[ReferenceType[Tensor], _Packed] | None = None
 
-    def pack(tensor: Tensor) -> Tensor | _Applied | _Narrow:
+    def pack(tensor: Tensor) -> _Packed:
         nonlocal last
         node = tensor.grad_fn
-        if node is None:
-            return tensor
-        if node.name() in _AGAIN:
-            return _Applied(node)
+        # Whatever was changed since it was made is no longer what made it.
+        if node is None or tensor._version:
+            return _Kept.of(tensor)
+        name = node.name()
+        if name in _AGAIN:
+            options = {"approximate": node._saved_approximate} if name == "GeluBackward0" else {}  # type: ignore[attr-defined]
+            return _Applied(_AGAIN[name], _Kept.of(node._saved_self), options)  # type: ignore[attr-defined]
         if tensor.dtype != torch.float32 or dtype == torch.float32 or not _copies(node, dtype):
-            return tensor
+            return _Kept.of(tensor)
         # A normalisation saves its copy for two operations, one after the other.
         if last is None or last[0]() is not tensor:
             last = ref(tensor), _Narrow(tensor.detach().to(dtype))
         return last[1]
 
-    def unpack(kept: Tensor | _Applied | _Narrow) -> Tensor:
-        if isinstance(kept, _Applied):
-            return _AGAIN[kept.node.name()](kept.node)
-        if isinstance(kept, _Narrow):
-            return kept.numbers.float()
-        return kept
+    return saved_tensors_hooks(pack, _unpacked)
 
-    return saved_tensors_hooks(pack, unpack)
+
+def _unpacked(packed: _Packed) -> Tensor:
+    return packed.unpack()
 
 
 def _copies(node: Node, dtype: torch.dtype) -> bool:

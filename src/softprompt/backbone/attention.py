@@ -111,6 +111,8 @@ class Reading:
     def on_cpu(self, site: int, call: Call) -> Tensor:
         """What each query of a call finds, `[B, heads, T, E]`, without copying keys where that pays."""
         query, key, value = call.query, call.key, call.value
+        if self.context is None and call.mask is None and call.causal and key.shape[2] == query.shape[2]:
+            return cpu.causal_attention(query, key, value, call.scale)
         if self.context is None:
             bias = self._once("own", call, lambda: cpu.grouped_bias(self.own(call), query, key))
             return cpu.grouped_attention(query, key, value, bias, call.scale)
@@ -237,7 +239,8 @@ def attend(
     # Without a context nothing is saved where there is a key head for each query head; and where nothing is padded the
     # model's own way passes over what a token may not see.
     unpadded = attention_mask is None and causal and key.shape[2] == query.shape[2]
-    saves = context is not None or (key.shape[1] < query.shape[1] and not unpadded)
+    slow = query.requires_grad and query.dtype != torch.float32 and query.shape[2] <= cpu.SHORT
+    saves = context is not None or (slow if unpadded else key.shape[1] < query.shape[1])
     if (
         saves
         and base is sdpa_attention_forward

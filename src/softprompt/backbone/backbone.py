@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from softprompt.backbone.activations import kept_small
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
 from softprompt.backbone.compilation import compile_layers
 from softprompt.backbone.context import Context, Stretch
-from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint
+from softprompt.backbone.fingerprint import model_fingerprint, tokenizer_fingerprint, weights_digest
 from softprompt.backbone.last_layer import narrowed, products_in_last_layer
 from softprompt.backbone.outputs import Outputs, bodies, gathering
 from softprompt.backbone.positions import cached_tokens, context_lengths, offset_positions
@@ -31,6 +32,9 @@ from softprompt.errors import SettingsError, SourceError
 Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
 _LOG = logging.getLogger("softprompt")
+
+# One for each model, whatever backbones are made of it.
+_LOCKS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
 class Backbone:
@@ -97,7 +101,7 @@ class Backbone:
         self._products: list[nn.Module] = []
         self._keeps_small = False
         # What a pass reads and leaves is caught by hooks on the one model: another thread's must wait.
-        self._running = threading.RLock()
+        self._running = _LOCKS.setdefault(model, threading.RLock())
         self.kind: Kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
         if self.kind == "decoder" and not trials.is_causal(self):
             self.kind = "encoder"
@@ -207,7 +211,8 @@ class Backbone:
         """Its texts in `cache`."""
         if self.cache is None:
             return None
-        return self.cache.of(self.fingerprint, str(self.dtype), str(self.quantization), str(self.quantized))
+        weights = weights_digest(self.model)
+        return self.cache.of(weights, str(self.dtype), str(self.quantization), str(self.quantized))
 
     @property
     def quantized(self) -> bool:

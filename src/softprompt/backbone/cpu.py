@@ -21,7 +21,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    total: Tensor,
+    bias: Tensor | None,
+    scale: float | None,
+    *,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value. In float32 whatever they are; see `SHORT`."""
+    inputs = (t.float() for t in (gradient, query, key, value, out))
+    bias = None if bias is None else bias.float()
+    found = _kernel_backward(*inputs, total.float(), 0.0, causal, attn_mask=bias, scale=scale)
+    to_query, to_key, to_value = (t.to(query.dtype) for t in found)
+    return to_query, to_key, to_value
+
+
+SHORT = 256
+"""Tokens of a row up to which the kernel's backward pass takes more than twice as long for 16 bits as for float32."""
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
@@ -130,7 +154,7 @@ class _Layout:
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, low)
         mask = mask.clamp_min(torch.finfo(query.dtype).min)
         rows, heads = query.shape[:2]
-        if mask.shape[0] == 1 and self.entries == rows:
+        if mask.shape[0] == 1 and self.entries == rows and self.groups is None:
             return mask.to(query.dtype).repeat(1, 1, heads // self.heads, 1)
         each = mask.to(query.dtype).expand(rows, heads // self.heads, *mask.shape[2:])
         return _Layout(self.entries, 1, self.groups).fold(each)
@@ -217,9 +241,43 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | 
     return layout.unfold(out, query.shape[1], query.shape[2])
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """What each query finds in the keys of its row up to its own, `[B, heads, T, E]`.
+
+    Args:
+        query, key, value, scale: as in `merged_attention`, with as many keys as queries.
+    """
+    found: Tensor = _Causal.apply(query, key, value, scale)
+    return found
+
+
 def grouped_bias(mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
     """A mask `[B or 1, 1, T, S]`, bool or added to the scores, for `grouped_attention`; None where all is seen."""
     return _Layout(*key.shape[:2]).bias(mask, query)
+
+
+class _Causal(torch.autograd.Function):
+    """The kernel passes over what a query may not see, so key heads are repeated for it rather than queries folded."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query, key, value, scale = inputs
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        out, total = _forward(query, keys, values, 0.0, True, scale=scale)
+        ctx.save_for_backward(query, key, value, out, total)
+        ctx.scale = scale
+        found: Tensor = out
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, total = ctx.saved_tensors
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+        to_query, *to_others = _backward(gradients[0], query, keys, values, out, total, None, ctx.scale, causal=True)
+        to_key, to_value = (t.unflatten(1, (-1, groups)).sum(dim=2) for t in to_others)
+        return to_query, to_key, to_value, None
 
 
 class _Joined(torch.autograd.Function):
@@ -247,10 +305,8 @@ class _Joined(torch.autograd.Function):
             values,
             out,
             total,
-            0.0,
-            False,
-            attn_mask=ctx.bias,
-            scale=ctx.scale,
+            ctx.bias,
+            ctx.scale,
         )
         width = context_key.shape[2]
 
@@ -305,7 +361,7 @@ class _Merged(torch.autograd.Function):
         def part(layout: _Layout, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
             folded = [layout.fold(gradients[0], once=True), *(layout.fold(t) for t in (query, out, both))]
             to_queries, to_keys, to_values = _backward(
-                folded[0], folded[1], keys, values, folded[2], folded[3], 0.0, False, attn_mask=bias, scale=ctx.scale
+                folded[0], folded[1], keys, values, folded[2], folded[3], bias, ctx.scale
             )
             return layout.unfold(to_queries, heads, length), to_keys, to_values
 

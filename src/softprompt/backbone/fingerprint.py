@@ -64,6 +64,16 @@ def model_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:32]
 
 
+def weights_digest(model: PreTrainedModel) -> str:
+    """Of every number of the model as it is loaded, buffers included: the same for nothing that computes otherwise."""
+    digest = hashlib.blake2b(json.dumps(settings(model.config), sort_keys=True).encode(), digest_size=16)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        dense = _dense(tensor.detach()).contiguous().cpu()
+        digest.update(f"{name} {dense.dtype} {tuple(dense.shape)}".encode())
+        digest.update(dense.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def _dense(weight: Any) -> Tensor:
     """Weights that are kept quantised, as numbers."""
     kept = is_traceable_wrapper_subclass(weight)

@@ -44,7 +44,8 @@ def narrowed(products: Sequence[nn.Module], at: Tensor, length: int, attended: C
     shape, picked = (len(at), length), set[int]()
 
     def pick(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not attended() or arguments[0].shape[:-1] != shape:
+        # A layer that names what it gives is run as it is.
+        if not arguments or not attended() or arguments[0].shape[:-1] != shape:
             return None
         picked.add(id(module))
         return (arguments[0].flatten(0, 1).index_select(0, places), *arguments[1:])

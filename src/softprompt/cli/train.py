@@ -318,8 +318,13 @@ def train(
 
 def _show_profile(callbacks: Sequence[Profile], as_json: bool) -> None:
     for profile in () if as_json else callbacks:
-        report = profile.report or "Nothing was learned, so no step was measured."
-        typer.echo(f"\n{report}\n\nIn {profile.folder}: profile.json, and trace.json for Perfetto.")
+        if profile.report is None:
+            typer.echo("\nNothing was learned, so there is no profile.")
+        else:
+            typer.echo(
+                f"\n{profile.report}\n\n"
+                f"In {profile.folder}: profile.txt, profile.json, and trace.json (one step) for Perfetto."
+            )
 
 
 def _settings(pairs: list[str] | None) -> dict[str, Any]:

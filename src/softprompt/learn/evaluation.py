@@ -185,7 +185,7 @@ def measure(
         progress: told how many rows are done, batch by batch.
     """
     # Rows of like length together: less padding, the same metrics.
-    order = sorted(measured.examples, key=lambda e: len(e.tokens) + len(e.target))
+    order = sorted(measured.examples, key=lambda e: e.length)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
     def counted() -> Iterator[Sequence[Example]]:

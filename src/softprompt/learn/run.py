@@ -199,7 +199,11 @@ class Run(Generic[T]):
     def measure(self, parametrization: Parametrization) -> list[Metrics]:
         """The metrics of each member's prompt on its own rows."""
         rows = sum(len(member.held_out) for member in self.members)
-        with torch.no_grad(), bar("Evaluating", rows, "row", show=self.title is not None, leave=False) as evaluating:
+        with (
+            torch.no_grad(),
+            self.forward.uncounted(),
+            bar("Evaluating", rows, "row", show=self.title is not None, leave=False) as evaluating,
+        ):
             return [
                 member.measure(self.forward, parametrization, number, evaluating.update)
                 for number, member in enumerate(self.members)

@@ -244,7 +244,7 @@ class Member:
 
     def order(self, number: int) -> Shuffled[Row]:
         """Which of its rows stand in which step, as rows of task `number`."""
-        length = (lambda row: len(row[1].tokens)) if self.settings.group_by_length else None
+        length = (lambda row: row[1].length) if self.settings.group_by_length else None
         rows = [(number, example) for example in self.data]
         return Shuffled(rows, self.settings.batch_size, self.settings.seed, length)
 

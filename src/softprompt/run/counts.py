@@ -10,6 +10,10 @@ from torch import Tensor
 
 from softprompt.backbone.context import Stretch
 
+ROWS, ROW_PADDING = "in rows", "padding of rows"
+IN_FRONT = "virtual tokens in front, once for all rows"
+BEFORE, BEFORE_PADDING = "read before rows", "padding of these"
+
 
 @dataclass
 class Counts:
@@ -49,16 +53,19 @@ class Counts:
     def copy(self) -> Self:
         return type(self)(**asdict(self))
 
+    def __add__(self, other: Self) -> Self:
+        return type(self)(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
     def __sub__(self, other: Self) -> Self:
         return type(self)(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
 
     def each(self, steps: int) -> dict[str, float]:
         """By what they are, a step."""
         names = {
-            "rows": "in rows",
-            "row_padding": "padding of rows",
-            "in_front": "virtual tokens in front, once for all rows",
-            "before": "read before rows",
-            "before_padding": "padding of these",
+            "rows": ROWS,
+            "row_padding": ROW_PADDING,
+            "in_front": IN_FRONT,
+            "before": BEFORE,
+            "before_padding": BEFORE_PADDING,
         }
         return {said: getattr(self, name) / steps for name, said in names.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -132,6 +133,15 @@ class Forward:
         self.share = share and backbone.lowers
         self.reader = Reader(backbone, budget)
         self.ran = Counts()
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is run meanwhile is not counted."""
+        ran, read = self.ran.copy(), self.reader.ran
+        try:
+            yield
+        finally:
+            self.ran, self.reader.ran = ran, read
 
     def plan(self, example: Example, values: Values | None = None) -> Plan:
         """How often each token of an example is computed; `values` are what fills its slots."""

@@ -109,11 +109,11 @@ class Reader:
 
     def _keep(self, key: Key, stretch: Stretch) -> bool:
         """Keep what a text left, if there is room; tells whether there was."""
-        if stretch.mapped and self.backbone.device.type == "cpu":
-            if self._mapped == MAPPED:
-                return False
+        if stretch.mapped and self.backbone.device.type == "cpu" and self._mapped < MAPPED:
             self._mapped += 1
         else:
+            if stretch.mapped:
+                stretch = stretch.copy()
             stretch = stretch.to(self.backbone.device, stretch.keys[0].dtype)
             if self.kept + stretch.nbytes > self.budget:
                 return False

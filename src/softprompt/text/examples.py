@@ -53,6 +53,11 @@ class Example:
     second_at: int | None = None
     missed: tuple[int, ...] = ()
 
+    @property
+    def length(self) -> int:
+        """How many tokens there are where all of it is run: the last of an answer that is written is only predicted."""
+        return len(self.tokens) + (max(0, len(self.target) - 1) if self.reads is None else 0)
+
 
 class ExampleMaker:
     """Makes examples of one task for one tokenizer.
