@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
@@ -20,8 +19,11 @@ _AGAIN: dict[str, Callable[..., Tensor]] = {
 """Functions that cost little to apply again: what they were applied to is kept anyway, for their own gradient."""
 
 
-@dataclass(frozen=True)
-class _Kept:
+WORTH = 2**15
+"""Numbers in a pass's input from which on it pays: a tensor that is kept costs some microseconds, whatever its size."""
+
+
+class _Kept(NamedTuple):
     """A tensor, as it was: torch leaves it to whoever packs a tensor to see that nobody changes it meanwhile."""
 
     tensor: Tensor
@@ -40,8 +42,7 @@ class _Kept:
         return self.tensor
 
 
-@dataclass(frozen=True)
-class _Applied:
+class _Applied(NamedTuple):
     """The result of a function that is applied again when it is asked for."""
 
     function: Callable[..., Tensor]
@@ -52,8 +53,7 @@ class _Applied:
         return self.function(self.to.unpack(), **self.options)
 
 
-@dataclass(frozen=True)
-class _Narrow:
+class _Narrow(NamedTuple):
     """A copy in float32 of numbers that had fewer bits."""
 
     numbers: Tensor

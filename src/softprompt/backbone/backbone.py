@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
 from softprompt.backbone import loading, recompute, trials
-from softprompt.backbone.activations import kept_small
+from softprompt.backbone.activations import WORTH, kept_small
 from softprompt.backbone.attention import KEYWORD, Reading, Record, route
 from softprompt.backbone.compilation import compile_layers
 from softprompt.backbone.context import Context, Stretch
@@ -419,7 +419,7 @@ class Backbone:
                 inputs[KEYWORD] = reading = Reading(self._site_of, positions, context, rows, record, past)
                 if at is not None and products:
                     stack.enter_context(narrowed(products, at, length, lambda: reading.over))
-            if self._keeps_small and torch.is_grad_enabled():
+            if self._keeps_small and positions.numel() * self.hidden_size >= WORTH and torch.is_grad_enabled():
                 stack.enter_context(kept_small(self.dtype))
             return (run or self.model)(**inputs)
 
