@@ -108,7 +108,7 @@ def measured(clients: int, requests: int) -> dict[str, Any]:
         (f"softprompt one request at a time, {clients} clients", clients, 1, requests // 2),
         (f"PEFT, {clients} clients", clients, None, requests // 2),
     ):
-        settings = ServeSettings(port=0, rows=written or 1, queue=10_000, playground=False)
+        settings = ServeSettings(port=0, rows=written or 1, queue=10_000)
         if written is None:
             app = peer.app(bench, starts)
         else:

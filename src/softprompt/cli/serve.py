@@ -92,9 +92,6 @@ def serve(
             env="ALLOW_LOADING",
         ),
     ] = False,
-    playground: Annotated[
-        bool, _option("--playground/--no-playground", help="A page to try prompts, at /.", env="PLAYGROUND")
-    ] = True,
     dtype: Annotated[
         str | None,
         _option(help="float32, bfloat16 or float16.", env="DTYPE", show_default="as the first prompt was trained"),
@@ -107,7 +104,7 @@ def serve(
     log_level: Annotated[str, _option(help="debug, info, warning or error.", env="LOG_LEVEL")] = "info",
     debug: Debug = False,
 ) -> None:
-    """Answer for every prompt over HTTP, from one model: OpenAI's routes, /v1/classify, and a page to try them."""
+    """Answer for every prompt over HTTP, from one model: OpenAI's routes and /v1/classify."""
     try:
         from softprompt.serve import logs, server
         from softprompt.serve.settings import ServeSettings, read_keys
@@ -134,7 +131,6 @@ def serve(
         timeout=timeout,
         drain=drain,
         loading=allow_loading,
-        playground=playground,
     )
     logs.set_up(log_level)
     backbone = _backbone(model, folders, dtype, quantization, cache)

@@ -25,7 +25,6 @@ class ServeSettings:
         timeout: seconds that a request may take.
         drain: seconds that what is running has to finish when the server is stopped.
         loading: whether prompts can be loaded and unloaded over HTTP.
-        playground: whether there is a page at `/`.
 
     Raises:
         SettingsError: one of them is out of range.
@@ -43,7 +42,6 @@ class ServeSettings:
     timeout: float = 300.0
     drain: float = 30.0
     loading: bool = False
-    playground: bool = True
 
     def __post_init__(self) -> None:
         for name in ("rows", "queue", "max_body", "max_input", "max_new_tokens"):
